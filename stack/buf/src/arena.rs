@@ -1,0 +1,459 @@
+//! One mapping, carved into buffers.
+
+use std::cell::{Cell, RefCell};
+use std::ptr::NonNull;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crossbeam::queue::ArrayQueue;
+
+use crate::header::{BufHeader, release};
+use crate::iobuf::IoBufMut;
+use crate::{BLOCK_BYTES, FRAME_BYTES};
+
+const HUGE_PAGE_BYTES: usize = 2 << 20;
+
+/// Whether the arena wants 2 MiB pages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HugePages {
+    /// Huge pages if the system has enough of them, else ordinary pages.
+    #[default]
+    Try,
+    /// Huge pages, or an error.
+    Require,
+    /// Ordinary pages.
+    Never,
+}
+
+/// The pages an arena got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PageKind {
+    /// 2 MiB pages.
+    Huge,
+    /// The system's ordinary pages.
+    Base,
+}
+
+/// The two sizes that an arena hands out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SizeClass {
+    /// [`FRAME_BYTES`]: frames, headers, small writes.
+    Frame,
+    /// [`BLOCK_BYTES`]: disk reads and bulk data.
+    Block,
+}
+
+/// How large an [`Arena`] is.
+#[derive(Clone, Copy, Debug)]
+pub struct ArenaConfig {
+    /// Buffers of [`SizeClass::Frame`].
+    pub frames: usize,
+    /// Buffers of [`SizeClass::Block`].
+    pub blocks: usize,
+    /// Which pages back them.
+    pub huge_pages: HugePages,
+}
+
+impl Default for ArenaConfig {
+    /// 4096 frames and 2048 blocks: 40 MiB.
+    fn default() -> Self {
+        Self { frames: 4096, blocks: 2048, huge_pages: HugePages::Try }
+    }
+}
+
+/// Why an arena could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ArenaError {
+    /// The kernel refused the mapping.
+    #[error(
+        "cannot map {bytes} bytes of memory for buffers ({source}); ask for fewer with `memory.frames` and `memory.blocks`"
+    )]
+    NoMemory {
+        /// What was asked for.
+        bytes: usize,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// Huge pages were required and there are too few.
+    #[error(
+        "not enough free huge pages: {pages} of 2 MiB are needed; reserve them with `sysctl vm.nr_hugepages={pages}` or set `memory.huge_pages = \"try\"`"
+    )]
+    NoHugePages {
+        /// Pages of 2 MiB that would do.
+        pages: usize,
+    },
+}
+
+/// What an arena holds at this moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ArenaStats {
+    /// Frame buffers in all and free.
+    pub frames: (usize, usize),
+    /// Block buffers in all and free.
+    pub blocks: (usize, usize),
+    /// Requests that found no free buffer, since start.
+    pub exhausted: u64,
+}
+
+/// One region of memory from which every buffer of a shard comes.
+///
+/// Cloning gives another handle on the same arena. The mapping is freed when the last handle goes,
+/// unless buffers are still out: then it is leaked, since a device or a peer may still use it.
+#[derive(Clone)]
+pub struct Arena(Rc<ArenaInner>);
+
+pub(crate) struct ArenaInner {
+    base: NonNull<u8>,
+    mapped_bytes: usize,
+    pages: PageKind,
+    headers: Box<[BufHeader]>,
+    /// Free buffers of each class as indices into `headers`; last in, first out, so that the next
+    /// buffer is the one most likely still in cache.
+    free_frames: RefCell<Vec<u32>>,
+    free_blocks: RefCell<Vec<u32>>,
+    frames: usize,
+    exhausted: Cell<u64>,
+    /// Headers of buffers released on other threads.
+    returns: ArrayQueue<usize>,
+    thread: u64,
+}
+
+/// A number for the calling thread that is cheap to read and never reused.
+fn thread_number() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    thread_local!(static NUMBER: Cell<u64> = const { Cell::new(0) });
+    NUMBER.with(|number| {
+        if number.get() == 0 {
+            number.set(NEXT.fetch_add(1, Ordering::Relaxed));
+        }
+        number.get()
+    })
+}
+
+impl Arena {
+    /// Maps and carves an arena. Every page is touched, so a shortage shows now and not later.
+    ///
+    /// # Errors
+    /// [`ArenaError`] if the system has not got the memory or the huge pages.
+    pub fn new(config: &ArenaConfig) -> Result<Self, ArenaError> {
+        let block_area = config.blocks * BLOCK_BYTES;
+        let bytes = block_area + config.frames * FRAME_BYTES;
+        let mapped_bytes = bytes.max(1).next_multiple_of(HUGE_PAGE_BYTES);
+        let (base, pages) = map(mapped_bytes, config.huge_pages)?;
+
+        let headers: Box<[BufHeader]> = (0..config.frames + config.blocks)
+            .map(|index| {
+                let (offset, capacity) = if index < config.frames {
+                    (block_area + index * FRAME_BYTES, FRAME_BYTES)
+                } else {
+                    ((index - config.frames) * BLOCK_BYTES, BLOCK_BYTES)
+                };
+                // SAFETY: the offset lies inside the mapping, whose size was computed from the
+                // same counts.
+                let data = unsafe { base.add(offset) };
+                BufHeader::new(
+                    data,
+                    capacity as u32,
+                    free_arena_buffer,
+                    std::ptr::null(),
+                    index as u32,
+                )
+            })
+            .collect();
+        let inner = Rc::new(ArenaInner {
+            base,
+            mapped_bytes,
+            pages,
+            headers,
+            free_frames: RefCell::new((0..config.frames as u32).rev().collect()),
+            free_blocks: RefCell::new(
+                (config.frames as u32..(config.frames + config.blocks) as u32).rev().collect(),
+            ),
+            frames: config.frames,
+            exhausted: Cell::new(0),
+            returns: ArrayQueue::new((config.frames + config.blocks).max(1)),
+            thread: thread_number(),
+        });
+        let owner = Rc::as_ptr(&inner).cast::<()>();
+        for header in &inner.headers {
+            let header = std::ptr::from_ref(header).cast_mut();
+            // SAFETY: nobody else has seen the headers yet, and `headers` is never moved out of
+            // the box.
+            unsafe { (*header).owner = owner };
+        }
+        Ok(Self(inner))
+    }
+
+    /// Takes a buffer, or `None` if the class is used up.
+    #[inline]
+    pub fn alloc(&self, class: SizeClass) -> Option<IoBufMut> {
+        let list = self.0.list(class);
+        let mut index = list.borrow_mut().pop();
+        if index.is_none() {
+            self.reclaim();
+            index = list.borrow_mut().pop();
+        }
+        let Some(index) = index else {
+            self.0.exhausted.set(self.0.exhausted.get() + 1);
+            return None;
+        };
+        let header = &self.0.headers[index as usize];
+        debug_assert_eq!(header.refs.get(), 0, "a buffer on the free list is in use");
+        header.refs.set(1);
+        header.generation.set(header.generation.get().wrapping_add(1));
+        // SAFETY: the buffer was free, so this handle is the only one, with its one reference.
+        Some(unsafe { IoBufMut::from_header(NonNull::from(header)) })
+    }
+
+    /// Free buffers of a class.
+    pub fn free(&self, class: SizeClass) -> usize {
+        self.0.list(class).borrow().len()
+    }
+
+    /// Takes back what other threads released; returns how many references came home.
+    pub fn reclaim(&self) -> usize {
+        let mut count = 0;
+        while let Some(header) = self.0.returns.pop() {
+            let Some(header) = NonNull::new(header as *mut BufHeader) else { continue };
+            // SAFETY: `queue_for_owner` handed over one reference, and this is the owning thread
+            // (the arena is `!Send`).
+            unsafe { release(header) };
+            count += 1;
+        }
+        count
+    }
+
+    /// Start and length in bytes of the mapping, for registration with devices.
+    pub fn region(&self) -> (NonNull<u8>, usize) {
+        (self.0.base, self.0.mapped_bytes)
+    }
+
+    /// The pages that back it.
+    pub fn pages(&self) -> PageKind {
+        self.0.pages
+    }
+
+    /// A snapshot of its fill.
+    pub fn stats(&self) -> ArenaStats {
+        ArenaStats {
+            frames: (self.0.frames, self.free(SizeClass::Frame)),
+            blocks: (self.0.headers.len() - self.0.frames, self.free(SizeClass::Block)),
+            exhausted: self.0.exhausted.get(),
+        }
+    }
+}
+
+impl std::fmt::Debug for Arena {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Arena").field("pages", &self.pages()).field("stats", &self.stats()).finish()
+    }
+}
+
+impl ArenaInner {
+    fn list(&self, class: SizeClass) -> &RefCell<Vec<u32>> {
+        match class {
+            SizeClass::Frame => &self.free_frames,
+            SizeClass::Block => &self.free_blocks,
+        }
+    }
+
+    fn buffers_out(&self) -> usize {
+        self.headers.len() - self.free_frames.borrow().len() - self.free_blocks.borrow().len()
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        if Rc::strong_count(&self.0) == 1 {
+            self.reclaim();
+            if self.0.buffers_out() > 0 {
+                // A handle, a device or another thread may still use a buffer. The memory stays.
+                std::mem::forget(Rc::clone(&self.0));
+            }
+        }
+    }
+}
+
+impl Drop for ArenaInner {
+    fn drop(&mut self) {
+        // SAFETY: the mapping was made by `map` with this length, and `Arena::drop` let us get here
+        // only because no buffer is out.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.mapped_bytes) };
+    }
+}
+
+/// Puts an arena buffer back on its free list.
+///
+/// # Safety
+/// The header belongs to a live arena of this thread and no handle on it is left.
+unsafe fn free_arena_buffer(header: NonNull<BufHeader>) {
+    // SAFETY: live by the caller's promise; the arena outlives its buffers (see `Arena::drop`).
+    let (header, arena) = unsafe {
+        let header = header.as_ref();
+        (header, &*header.owner.cast::<ArenaInner>())
+    };
+    let class =
+        if (header.index as usize) < arena.frames { SizeClass::Frame } else { SizeClass::Block };
+    // The list was made with room for every buffer, so this never allocates.
+    arena.list(class).borrow_mut().push(header.index);
+}
+
+pub(crate) fn is_owner_thread(owner: *const ()) -> bool {
+    // SAFETY: `owner` is a live `ArenaInner`; `thread` never changes after construction.
+    unsafe { (*owner.cast::<ArenaInner>()).thread == thread_number() }
+}
+
+pub(crate) fn queue_for_owner(owner: *const (), header: NonNull<BufHeader>) {
+    // SAFETY: `owner` is a live `ArenaInner` and `ArrayQueue` may be used from any thread.
+    let returns = unsafe { &(*owner.cast::<ArenaInner>()).returns };
+    // A driver holds at most one reference a buffer (see `release_any_thread`), so the queue, which
+    // has a place for each buffer, is never full. Were it, the buffer would be leaked, not reused.
+    let _ = returns.push(header.as_ptr() as usize);
+}
+
+fn map(bytes: usize, huge: HugePages) -> Result<(NonNull<u8>, PageKind), ArenaError> {
+    if huge != HugePages::Never {
+        // MAP_POPULATE of huge pages fails at once if too few are free, where a later touch would
+        // be a bus error.
+        match map_with(bytes, libc::MAP_HUGETLB | libc::MAP_POPULATE) {
+            Ok(base) => return Ok((base, PageKind::Huge)),
+            Err(_) if huge == HugePages::Try => {}
+            Err(_) => return Err(ArenaError::NoHugePages { pages: bytes / HUGE_PAGE_BYTES }),
+        }
+    }
+    let base = map_with(bytes + HUGE_PAGE_BYTES, 0)
+        .map_err(|source| ArenaError::NoMemory { bytes, source })?;
+    // Trim to a 2 MiB boundary, so that transparent huge pages can back it.
+    let skip = base.as_ptr().align_offset(HUGE_PAGE_BYTES);
+    // SAFETY: all ranges lie inside the mapping just made.
+    unsafe {
+        if skip > 0 {
+            libc::munmap(base.as_ptr().cast(), skip);
+        }
+        let aligned = base.add(skip);
+        if HUGE_PAGE_BYTES > skip {
+            libc::munmap(aligned.as_ptr().add(bytes).cast(), HUGE_PAGE_BYTES - skip);
+        }
+        libc::madvise(aligned.as_ptr().cast(), bytes, libc::MADV_HUGEPAGE);
+        if libc::madvise(aligned.as_ptr().cast(), bytes, libc::MADV_POPULATE_WRITE) != 0 {
+            let source = std::io::Error::last_os_error();
+            // Kernels before 5.14 do not know MADV_POPULATE_WRITE; they fault pages in as they are touched.
+            if source.raw_os_error() != Some(libc::EINVAL) {
+                libc::munmap(aligned.as_ptr().cast(), bytes);
+                return Err(ArenaError::NoMemory { bytes, source });
+            }
+        }
+        Ok((aligned, PageKind::Base))
+    }
+}
+
+fn map_with(bytes: usize, flags: libc::c_int) -> std::io::Result<NonNull<u8>> {
+    // SAFETY: a fresh anonymous mapping touches nothing that exists.
+    let base = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            bytes,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED | libc::MAP_ANONYMOUS | flags,
+            -1,
+            0,
+        )
+    };
+    if base == libc::MAP_FAILED {
+        return Err(std::io::Error::last_os_error());
+    }
+    NonNull::new(base.cast()).ok_or_else(|| std::io::Error::from_raw_os_error(libc::ENOMEM))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn small() -> Arena {
+        Arena::new(&ArenaConfig { frames: 3, blocks: 2, huge_pages: HugePages::Never }).unwrap()
+    }
+
+    #[test]
+    fn exhaustion_is_an_answer_and_drop_gives_back() {
+        let arena = small();
+        let held: Vec<_> = std::iter::from_fn(|| arena.alloc(SizeClass::Frame)).collect();
+        assert_eq!(held.len(), 3);
+        assert_eq!(arena.stats().exhausted, 1);
+        assert_eq!(arena.free(SizeClass::Block), 2);
+        drop(held);
+        assert_eq!(arena.free(SizeClass::Frame), 3);
+    }
+
+    #[test]
+    fn free_list_is_last_in_first_out() {
+        let arena = small();
+        let first = arena.alloc(SizeClass::Frame).unwrap();
+        let at = first.as_ptr();
+        drop(first);
+        assert_eq!(arena.alloc(SizeClass::Frame).unwrap().as_ptr(), at);
+    }
+
+    #[test]
+    fn generation_changes_with_each_owner() {
+        let arena = small();
+        let first = arena.alloc(SizeClass::Block).unwrap().freeze(0..1);
+        let generation = first.generation();
+        drop(first);
+        assert_ne!(arena.alloc(SizeClass::Block).unwrap().freeze(0..1).generation(), generation);
+    }
+
+    #[test]
+    fn buffers_are_disjoint_and_aligned() {
+        let arena = small();
+        let mut spans: Vec<(usize, usize)> = Vec::new();
+        let mut held = Vec::new();
+        for class in [SizeClass::Frame, SizeClass::Block] {
+            while let Some(buf) = arena.alloc(class) {
+                spans.push((buf.as_ptr() as usize, buf.len()));
+                held.push(buf);
+            }
+        }
+        spans.sort_unstable();
+        for pair in spans.windows(2) {
+            assert!(pair[0].0 + pair[0].1 <= pair[1].0);
+        }
+        assert!(spans.iter().filter(|s| s.1 == BLOCK_BYTES).all(|s| s.0 % 4096 == 0));
+    }
+
+    #[test]
+    fn arena_outlived_by_a_handle_keeps_its_memory() {
+        let arena = small();
+        let mut buf = arena.alloc(SizeClass::Frame).unwrap();
+        drop(arena);
+        buf[0] = 7;
+        assert_eq!(buf[0], 7);
+    }
+
+    #[test]
+    fn release_on_another_thread_comes_home() {
+        let arena = small();
+        let buf = arena.alloc(SizeClass::Frame).unwrap().freeze(0..10);
+        // SAFETY: `buf` is live and this is its thread.
+        unsafe { crate::retain(buf.header()) };
+        let header = buf.header().as_ptr() as usize;
+        drop(buf);
+        assert_eq!(arena.free(SizeClass::Frame), 2);
+        std::thread::spawn(move || {
+            let header = NonNull::new(header as *mut BufHeader).unwrap();
+            // SAFETY: gives back the reference taken above.
+            unsafe { crate::release_any_thread(header) };
+        })
+        .join()
+        .unwrap();
+        assert_eq!(arena.free(SizeClass::Frame), 2, "only the owner touches the free list");
+        assert_eq!(arena.reclaim(), 1);
+        assert_eq!(arena.free(SizeClass::Frame), 3);
+    }
+
+    #[test]
+    fn too_few_huge_pages_is_a_sentence() {
+        let config = ArenaConfig { frames: 0, blocks: 1 << 24, huge_pages: HugePages::Require };
+        let error = Arena::new(&config).unwrap_err().to_string();
+        assert!(error.contains("vm.nr_hugepages=131072"), "{error}");
+    }
+}

@@ -1,0 +1,108 @@
+//! Packing small writes into shared buffers.
+
+use std::ptr::NonNull;
+
+use crate::arena::{Arena, SizeClass};
+use crate::header::BufHeader;
+use crate::iobuf::{IoBuf, IoBufMut};
+
+/// A cursor that copies bytes one after the other into arena buffers and hands out slices of them.
+///
+/// Consecutive slices are adjacent, so [`IoBuf::try_join`] merges what one connection writes bit by
+/// bit. A buffer goes home when the cursor has left it and its last slice is gone.
+pub struct Staging {
+    arena: Arena,
+    class: SizeClass,
+    current: Option<IoBufMut>,
+    used: usize,
+}
+
+impl Staging {
+    /// A cursor that takes buffers of `class` from `arena`, the first one when it is needed.
+    pub fn new(arena: Arena, class: SizeClass) -> Self {
+        Self { arena, class, current: None, used: 0 }
+    }
+
+    /// Copies as much of `bytes` as the current buffer holds (a fresh one if it is full) and
+    /// returns the slice; `None` if the arena is exhausted or `bytes` is empty.
+    #[inline]
+    pub fn put(&mut self, bytes: &[u8]) -> Option<IoBuf> {
+        if bytes.is_empty() {
+            return None;
+        }
+        let room = match &self.current {
+            Some(current) => self.capacity(current) - self.used,
+            None => 0,
+        };
+        if room == 0 {
+            self.current = None;
+            self.current = Some(self.arena.alloc(self.class)?);
+            self.used = 0;
+        }
+        let current = self.current.as_ref()?;
+        let capacity = self.capacity(current);
+        let count = bytes.len().min(capacity - self.used);
+        let header = current.header();
+        // SAFETY: bytes from `used` on have never been handed out since this buffer was taken, so
+        // no slice covers them; they lie inside the buffer; `current` keeps the header alive.
+        let slice = unsafe {
+            let to = header.as_ref().data().as_ptr().add(self.used);
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, count);
+            IoBuf::share(header, self.used as u32, count as u32)
+        };
+        self.used += count;
+        Some(slice)
+    }
+
+    /// Reads the size from the header: a `&[u8]` of the whole buffer must not be made while slices
+    /// of it are out and later bytes are still to be written.
+    fn capacity(&self, current: &IoBufMut) -> usize {
+        let header: NonNull<BufHeader> = current.header();
+        // SAFETY: `current` keeps the header alive.
+        unsafe { header.as_ref().capacity() as usize }
+    }
+}
+
+impl std::fmt::Debug for Staging {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Staging").field("class", &self.class).field("used", &self.used).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{ArenaConfig, FRAME_BYTES, HugePages};
+
+    #[test]
+    fn small_writes_share_a_buffer_and_join() {
+        let arena = Arena::new(&ArenaConfig { frames: 2, blocks: 0, huge_pages: HugePages::Never })
+            .unwrap();
+        let mut staging = Staging::new(arena.clone(), SizeClass::Frame);
+        let mut first = staging.put(b"ab").unwrap();
+        let second = staging.put(b"cd").unwrap();
+        assert_eq!(arena.free(SizeClass::Frame), 1);
+        assert!(first.try_join(&second));
+        assert_eq!(&*first, b"abcd");
+    }
+
+    #[test]
+    fn a_full_buffer_goes_home_when_its_slices_do() {
+        let arena = Arena::new(&ArenaConfig { frames: 2, blocks: 0, huge_pages: HugePages::Never })
+            .unwrap();
+        let mut staging = Staging::new(arena.clone(), SizeClass::Frame);
+        let big = vec![9u8; FRAME_BYTES + 100];
+        let first = staging.put(&big).unwrap();
+        assert_eq!(first.len(), FRAME_BYTES);
+        let second = staging.put(&big[first.len()..]).unwrap();
+        assert_eq!(arena.free(SizeClass::Frame), 0);
+        let mut filler = Vec::new();
+        while filler.len() < FRAME_BYTES - 100 {
+            filler.extend_from_slice(&staging.put(&[1]).unwrap());
+        }
+        assert!(staging.put(b"x").is_none(), "both buffers are held");
+        drop(first);
+        assert!(staging.put(b"x").is_some());
+        assert_eq!(&*second, &big[FRAME_BYTES..]);
+    }
+}

@@ -1,0 +1,434 @@
+//! A single-threaded executor inside the poll loop.
+//!
+//! Waking a task from its own thread costs a few plain stores: the queue of runnable tasks is a ring
+//! of atomics that only this thread touches with relaxed loads and stores. Wakers are `Send` all the
+//! same; a wake from another thread goes through a queue of its own.
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+
+use crossbeam::queue::SegQueue;
+
+/// A number for the calling thread that is cheap to read.
+fn thread_number() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    thread_local!(static NUMBER: Cell<u64> = const { Cell::new(0) });
+    NUMBER.with(|number| {
+        if number.get() == 0 {
+            number.set(NEXT.fetch_add(1, Ordering::Relaxed));
+        }
+        number.get()
+    })
+}
+
+/// Tasks that want to run.
+struct ReadyQueue {
+    thread: u64,
+    /// Ring of task numbers; head and tail are touched by the executor's thread only.
+    ring: Box<[AtomicU32]>,
+    head: AtomicU32,
+    tail: AtomicU32,
+    remote: SegQueue<u32>,
+    remote_pending: AtomicBool,
+}
+
+impl ReadyQueue {
+    #[inline]
+    fn push_local(&self, task: u32) {
+        let tail = self.tail.load(Ordering::Relaxed);
+        let mask = self.ring.len() - 1;
+        self.ring[tail as usize & mask].store(task, Ordering::Relaxed);
+        self.tail.store(tail.wrapping_add(1), Ordering::Relaxed);
+    }
+
+    #[inline]
+    fn len_local(&self) -> u32 {
+        self.tail.load(Ordering::Relaxed).wrapping_sub(self.head.load(Ordering::Relaxed))
+    }
+
+    #[inline]
+    fn pop_local(&self) -> u32 {
+        let head = self.head.load(Ordering::Relaxed);
+        let mask = self.ring.len() - 1;
+        self.head.store(head.wrapping_add(1), Ordering::Relaxed);
+        self.ring[head as usize & mask].load(Ordering::Relaxed)
+    }
+}
+
+/// The half of a task that its wakers hold.
+struct TaskHandle {
+    task: u32,
+    ready: Arc<ReadyQueue>,
+    /// In the ring; touched by the executor's thread only.
+    in_ring: AtomicBool,
+    /// In the remote queue.
+    in_remote: AtomicBool,
+    done: AtomicBool,
+}
+
+impl Wake for TaskHandle {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    #[inline]
+    fn wake_by_ref(self: &Arc<Self>) {
+        if self.done.load(Ordering::Relaxed) {
+            return;
+        }
+        if self.ready.thread == thread_number() {
+            if !self.in_ring.load(Ordering::Relaxed) {
+                self.in_ring.store(true, Ordering::Relaxed);
+                self.ready.push_local(self.task);
+            }
+        } else if !self.in_remote.swap(true, Ordering::AcqRel) {
+            self.ready.remote.push(self.task);
+            self.ready.remote_pending.store(true, Ordering::Release);
+        }
+    }
+}
+
+struct Task {
+    future: Pin<Box<dyn Future<Output = ()>>>,
+    handle: Arc<TaskHandle>,
+    waker: Waker,
+}
+
+enum Slot {
+    Free { next: Option<u32> },
+    Idle(Task),
+    Running,
+}
+
+/// Runs tasks on the thread that made it.
+pub(crate) struct Executor {
+    slots: RefCell<Slots>,
+    ready: Arc<ReadyQueue>,
+    polls: Cell<u64>,
+}
+
+struct Slots {
+    slots: Vec<Slot>,
+    free: Option<u32>,
+    tasks: usize,
+    tasks_max: usize,
+}
+
+/// No task can be added: `tasks_max` are alive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("all {0} tasks are in use; raise `limits.tasks`")]
+pub struct TooManyTasks(pub usize);
+
+impl Executor {
+    pub fn new(tasks_max: usize) -> Self {
+        let ring = (0..tasks_max.max(1).next_power_of_two()).map(|_| AtomicU32::new(0)).collect();
+        Self {
+            slots: RefCell::new(Slots { slots: Vec::new(), free: None, tasks: 0, tasks_max }),
+            ready: Arc::new(ReadyQueue {
+                thread: thread_number(),
+                ring,
+                head: AtomicU32::new(0),
+                tail: AtomicU32::new(0),
+                remote: SegQueue::new(),
+                remote_pending: AtomicBool::new(false),
+            }),
+            polls: Cell::new(0),
+        }
+    }
+
+    /// Adds a task, runnable at once.
+    pub fn spawn(&self, future: impl Future<Output = ()> + 'static) -> Result<(), TooManyTasks> {
+        let mut slots = self.slots.borrow_mut();
+        if slots.tasks == slots.tasks_max {
+            return Err(TooManyTasks(slots.tasks_max));
+        }
+        let number = match slots.free {
+            Some(number) => {
+                if let Slot::Free { next } = slots.slots[number as usize] {
+                    slots.free = next;
+                }
+                number
+            }
+            None => {
+                slots.slots.push(Slot::Running);
+                slots.slots.len() as u32 - 1
+            }
+        };
+        let handle = Arc::new(TaskHandle {
+            task: number,
+            ready: Arc::clone(&self.ready),
+            in_ring: AtomicBool::new(true),
+            in_remote: AtomicBool::new(false),
+            done: AtomicBool::new(false),
+        });
+        let waker = Waker::from(Arc::clone(&handle));
+        slots.slots[number as usize] = Slot::Idle(Task { future: Box::pin(future), handle, waker });
+        slots.tasks += 1;
+        self.ready.push_local(number);
+        Ok(())
+    }
+
+    /// Whether a task wants to run.
+    #[inline]
+    pub fn has_ready(&self) -> bool {
+        self.ready.len_local() > 0 || self.ready.remote_pending.load(Ordering::Relaxed)
+    }
+
+    /// Polls each task that was runnable when the call came, once. Returns how many there were.
+    #[inline]
+    pub fn run(&self) -> usize {
+        if self.ready.remote_pending.load(Ordering::Relaxed) {
+            self.take_remote();
+        }
+        let count = self.ready.len_local();
+        for _ in 0..count {
+            let number = self.ready.pop_local();
+            self.poll(number);
+        }
+        count as usize
+    }
+
+    #[cold]
+    fn take_remote(&self) {
+        self.ready.remote_pending.store(false, Ordering::Release);
+        while let Some(number) = self.ready.remote.pop() {
+            let slots = self.slots.borrow();
+            if let Some(Slot::Idle(task)) = slots.slots.get(number as usize) {
+                task.handle.in_remote.store(false, Ordering::Release);
+                if !task.handle.in_ring.load(Ordering::Relaxed) {
+                    task.handle.in_ring.store(true, Ordering::Relaxed);
+                    self.ready.push_local(number);
+                }
+            }
+        }
+    }
+
+    #[inline]
+    fn poll(&self, number: u32) {
+        // The task leaves its slot while it runs, so that it may spawn others.
+        let mut slots = self.slots.borrow_mut();
+        let Some(slot) = slots.slots.get_mut(number as usize) else { return };
+        let Slot::Idle(mut task) = std::mem::replace(slot, Slot::Running) else { return };
+        drop(slots);
+        task.handle.in_ring.store(false, Ordering::Relaxed);
+        self.polls.set(self.polls.get() + 1);
+        let outcome = task.future.as_mut().poll(&mut Context::from_waker(&task.waker));
+        if outcome.is_pending() {
+            self.slots.borrow_mut().slots[number as usize] = Slot::Idle(task);
+        } else {
+            self.finish(number, task);
+        }
+    }
+
+    #[cold]
+    fn finish(&self, number: u32, task: Task) {
+        task.handle.done.store(true, Ordering::Relaxed);
+        let stale = task.handle.in_ring.load(Ordering::Relaxed);
+        // Its drop may run code that wakes or spawns: not while the slots are borrowed.
+        drop(task);
+        let mut slots = self.slots.borrow_mut();
+        slots.tasks -= 1;
+        if stale {
+            // It woke itself and then ended: its number is still in the ring. The slot is reused
+            // only by a task whose first poll that entry may serve, so it does no harm, but the
+            // ring has one entry a slot: take it out.
+            self.remove_from_ring(number);
+        }
+        slots.slots[number as usize] = Slot::Free { next: slots.free };
+        slots.free = Some(number);
+    }
+
+    fn remove_from_ring(&self, number: u32) {
+        let mut count = self.ready.len_local();
+        let mut removed = false;
+        while count > 0 {
+            let next = self.ready.pop_local();
+            if next == number && !removed {
+                removed = true;
+            } else {
+                self.ready.push_local(next);
+            }
+            count -= 1;
+        }
+    }
+
+    /// Tasks alive.
+    pub fn tasks(&self) -> usize {
+        self.slots.borrow().tasks
+    }
+
+    /// Polls of tasks since start.
+    pub fn polls(&self) -> u64 {
+        self.polls.get()
+    }
+
+    /// Drops all tasks.
+    pub fn clear(&self) {
+        loop {
+            let taken = std::mem::take(&mut self.slots.borrow_mut().slots);
+            if taken.is_empty() {
+                break;
+            }
+            drop(taken);
+        }
+        let mut slots = self.slots.borrow_mut();
+        slots.free = None;
+        slots.tasks = 0;
+    }
+}
+
+/// A future whose output somebody else may wait for.
+pub struct JoinHandle<T>(std::rc::Rc<JoinState<T>>);
+
+pub(crate) struct JoinState<T> {
+    value: Cell<Option<T>>,
+    waker: Cell<Option<Waker>>,
+}
+
+impl<T> JoinHandle<T> {
+    pub(crate) fn new() -> (Self, std::rc::Rc<JoinState<T>>) {
+        let state =
+            std::rc::Rc::new(JoinState { value: Cell::new(None), waker: Cell::new(None) });
+        (Self(std::rc::Rc::clone(&state)), state)
+    }
+
+    /// The output, if the task has ended and nobody took it yet.
+    pub fn take(&self) -> Option<T> {
+        self.0.value.take()
+    }
+}
+
+impl<T> JoinState<T> {
+    pub fn complete(&self, value: T) {
+        self.value.set(Some(value));
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+}
+
+impl<T> Future for JoinHandle<T> {
+    type Output = T;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
+        match self.0.value.take() {
+            Some(value) => Poll::Ready(value),
+            None => {
+                self.0.waker.set(Some(cx.waker().clone()));
+                Poll::Pending
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::rc::Rc;
+
+    async fn yield_now() {
+        let mut yielded = false;
+        std::future::poll_fn(|cx| {
+            if yielded {
+                return Poll::Ready(());
+            }
+            yielded = true;
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        })
+        .await
+    }
+
+    #[test]
+    fn tasks_take_turns() {
+        let executor = Executor::new(4);
+        let trace = Rc::new(RefCell::new(Vec::new()));
+        for name in ["a", "b"] {
+            let trace = Rc::clone(&trace);
+            executor
+                .spawn(async move {
+                    for i in 0..2 {
+                        trace.borrow_mut().push((name, i));
+                        yield_now().await;
+                    }
+                })
+                .unwrap();
+        }
+        while executor.tasks() > 0 {
+            assert!(executor.run() > 0);
+        }
+        assert_eq!(*trace.borrow(), [("a", 0), ("b", 0), ("a", 1), ("b", 1)]);
+    }
+
+    #[test]
+    fn a_full_executor_refuses_and_recovers() {
+        let executor = Executor::new(1);
+        executor.spawn(async {}).unwrap();
+        assert_eq!(executor.spawn(async {}), Err(TooManyTasks(1)));
+        executor.run();
+        for _ in 0..10 {
+            // Wakes itself in its last poll: the stale entry must not pile up in the ring.
+            executor
+                .spawn(std::future::poll_fn(|cx| {
+                    cx.waker().wake_by_ref();
+                    Poll::Ready(())
+                }))
+                .unwrap();
+            assert_eq!(executor.run(), 1);
+        }
+        assert!(!executor.has_ready());
+    }
+
+    #[test]
+    fn a_wake_from_another_thread_arrives() {
+        let executor = Executor::new(2);
+        let slot: Rc<RefCell<Option<Waker>>> = Rc::default();
+        let done = Rc::new(Cell::new(false));
+        let (their_slot, their_done) = (Rc::clone(&slot), Rc::clone(&done));
+        let mut polled = false;
+        executor
+            .spawn(async move {
+                std::future::poll_fn(move |cx| {
+                    if polled {
+                        return Poll::Ready(());
+                    }
+                    polled = true;
+                    *their_slot.borrow_mut() = Some(cx.waker().clone());
+                    Poll::Pending
+                })
+                .await;
+                their_done.set(true);
+            })
+            .unwrap();
+        executor.run();
+        assert!(!executor.has_ready());
+        let waker = slot.borrow_mut().take().unwrap();
+        std::thread::spawn(move || waker.wake()).join().unwrap();
+        assert!(executor.has_ready());
+        executor.run();
+        assert!(done.get());
+    }
+
+    #[test]
+    fn join_handle_gives_the_output() {
+        let executor = Executor::new(2);
+        let (handle, state) = JoinHandle::new();
+        executor.spawn(async move { state.complete(yield_now().await) }).unwrap();
+        let got = Rc::new(Cell::new(false));
+        let flag = Rc::clone(&got);
+        executor
+            .spawn(async move {
+                handle.await;
+                flag.set(true);
+            })
+            .unwrap();
+        for _ in 0..4 {
+            executor.run();
+        }
+        assert!(got.get());
+    }
+}

@@ -1,0 +1,7 @@
+//! Time, and what happens at a time.
+
+#![forbid(unsafe_code)]
+
+mod instant;
+
+pub use instant::Instant;
