@@ -74,7 +74,12 @@ impl ChannelSlab {
 
     /// Adds a packet at the end of `channel`, which holds at most `limit`.
     #[inline]
-    pub fn push(&mut self, channel: &mut Channel, packet: Packet, limit: u16) -> Result<(), Refused> {
+    pub fn push(
+        &mut self,
+        channel: &mut Channel,
+        packet: Packet,
+        limit: u16,
+    ) -> Result<(), Refused> {
         if channel.len >= limit {
             return Err(Refused::ChannelFull);
         }
@@ -128,7 +133,13 @@ mod tests {
     use std::collections::VecDeque;
 
     fn packet(n: u16) -> Packet {
-        Packet { frame: IoBuf::from(vec![1]), ip_offset: n, l4_offset: 0, end: 0, checksum_good: true }
+        Packet {
+            frame: IoBuf::from(vec![1]),
+            ip_offset: n,
+            l4_offset: 0,
+            end: 0,
+            checksum_good: true,
+        }
     }
 
     proptest! {

@@ -125,7 +125,7 @@ pub struct TooManyTasks(pub usize);
 
 impl Executor {
     pub fn new(tasks_max: usize) -> Self {
-        let ring = (0..tasks_max.max(1).next_power_of_two()).map(|_| AtomicU32::new(0)).collect();
+        let ring = (0..(tasks_max + 1).next_power_of_two()).map(|_| AtomicU32::new(0)).collect();
         Self {
             slots: RefCell::new(Slots { slots: Vec::new(), free: None, tasks: 0, tasks_max }),
             ready: Arc::new(ReadyQueue {
@@ -143,9 +143,22 @@ impl Executor {
     /// Adds a task, runnable at once.
     pub fn spawn(&self, future: impl Future<Output = ()> + 'static) -> Result<(), TooManyTasks> {
         let mut slots = self.slots.borrow_mut();
-        if slots.tasks == slots.tasks_max {
+        if slots.tasks >= slots.tasks_max {
             return Err(TooManyTasks(slots.tasks_max));
         }
+        slots.tasks += 1;
+        self.add(&mut slots, future);
+        Ok(())
+    }
+
+    /// Adds the root task, for which a place beyond the bound is kept.
+    pub fn spawn_root(&self, future: impl Future<Output = ()> + 'static) {
+        let mut slots = self.slots.borrow_mut();
+        slots.tasks += 1;
+        self.add(&mut slots, future);
+    }
+
+    fn add(&self, slots: &mut Slots, future: impl Future<Output = ()> + 'static) {
         let number = match slots.free {
             Some(number) => {
                 if let Slot::Free { next } = slots.slots[number as usize] {
@@ -167,9 +180,7 @@ impl Executor {
         });
         let waker = Waker::from(Arc::clone(&handle));
         slots.slots[number as usize] = Slot::Idle(Task { future: Box::pin(future), handle, waker });
-        slots.tasks += 1;
         self.ready.push_local(number);
-        Ok(())
     }
 
     /// Whether a task wants to run.
@@ -257,6 +268,7 @@ impl Executor {
     }
 
     /// Tasks alive.
+    #[cfg(test)]
     pub fn tasks(&self) -> usize {
         self.slots.borrow().tasks
     }
@@ -291,8 +303,7 @@ pub(crate) struct JoinState<T> {
 
 impl<T> JoinHandle<T> {
     pub(crate) fn new() -> (Self, std::rc::Rc<JoinState<T>>) {
-        let state =
-            std::rc::Rc::new(JoinState { value: Cell::new(None), waker: Cell::new(None) });
+        let state = std::rc::Rc::new(JoinState { value: Cell::new(None), waker: Cell::new(None) });
         (Self(std::rc::Rc::clone(&state)), state)
     }
 
@@ -417,13 +428,17 @@ mod tests {
     fn join_handle_gives_the_output() {
         let executor = Executor::new(2);
         let (handle, state) = JoinHandle::new();
-        executor.spawn(async move { state.complete(yield_now().await) }).unwrap();
+        executor
+            .spawn(async move {
+                yield_now().await;
+                state.complete(7);
+            })
+            .unwrap();
         let got = Rc::new(Cell::new(false));
         let flag = Rc::clone(&got);
         executor
             .spawn(async move {
-                handle.await;
-                flag.set(true);
+                flag.set(handle.await == 7);
             })
             .unwrap();
         for _ in 0..4 {

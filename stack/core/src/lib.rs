@@ -1,1 +1,42 @@
-//! millstream-core
+//! The machine: what runs on one core.
+//!
+//! A [`Shard`] joins a [`Link`](millstream_link::Link), a
+//! [`DiskQueue`](millstream_disk::DiskQueue) and a [`Clock`](millstream_timer::Clock), and turns a
+//! loop over them. The application runs in that loop, as tasks on a single-threaded executor; it
+//! holds a [`Stack`] and gets sockets from it: [`TcpListener`], [`TcpStream`], [`UdpSocket`].
+//!
+//! A packet's way in: `state` (burst) -> `demux` (headers only) -> `channel` (bounded) ->
+//! `segment` (checksum, then `millstream_tcp`) -> the task is woken -> `stream`.
+//! A packet's way out: `stream` -> TCP's send queue -> `output` -> the link, in the same turn.
+//! A disk byte's way: `splice`. A timer's: `state`, `fire_timers`.
+
+#![forbid(unsafe_code)]
+
+mod channel;
+mod config;
+mod conn;
+mod demux;
+mod executor;
+mod flow;
+mod listener;
+mod metrics;
+mod neighbor;
+mod output;
+mod proxy;
+mod segment;
+mod shard;
+mod splice;
+mod stack;
+mod state;
+mod stream;
+mod udp;
+
+pub use config::{Ipv4Config, Limits, ShardConfig, random_secret};
+pub use executor::{JoinHandle, TooManyTasks};
+pub use listener::ListenError;
+pub use metrics::{RxMetrics, ShardMetrics};
+pub use shard::{Idle, Shard, Turn};
+pub use splice::SendFileError;
+pub use stack::{ConnectError, Sleep, Stack};
+pub use stream::{TcpListener, TcpStream};
+pub use udp::{BindError, SendToError, UdpSocket};

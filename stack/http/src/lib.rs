@@ -1,1 +1,36 @@
-//! millstream-http
+//! HTTP/1.1: files below a directory, over the sockets of [`millstream_core`].
+//!
+//! ```text
+//! slice of a received frame -> request (parsed where it lies) -> answer (cache, file, range,
+//! conditions) -> connection (sends in order, bounds every wait)
+//! ```
+//!
+//! * A small file that was asked for twice is kept in arena buffers, together with the head of its
+//!   response ([`CacheConfig`]). Serving it again takes a parse, a hash and two counted references.
+//! * A larger file goes from the disk to the wire by
+//!   [`TcpStream::send_file`](millstream_core::TcpStream::send_file), pulled by the peer's window.
+//! * Every wait for a peer has an end ([`Timeouts`]), and every memory a bound
+//!   ([`ServerConfig`]).
+//!
+//! Looking at a name (`open`, `stat`) blocks the loop for the time of the system call; a cached
+//! name is looked at once a second at most.
+
+#![forbid(unsafe_code)]
+
+mod answer;
+mod cache;
+mod conditional;
+mod config;
+mod connection;
+mod date;
+mod fill;
+mod path;
+mod range;
+mod request;
+mod response;
+mod server;
+mod stats;
+
+pub use config::{CacheConfig, ServerConfig, Timeouts};
+pub use server::FileServer;
+pub use stats::HttpStats;

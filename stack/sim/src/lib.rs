@@ -1,1 +1,24 @@
-//! millstream-sim
+//! The virtual world: one clock that jumps from event to event, links and disks with
+//! every fault that real ones have, and a driver that runs the nodes between them.
+//!
+//! Everything happens in one thread and is drawn from a seed: the same seed gives the same run, to
+//! the nanosecond and the byte. Code under test cannot tell this world from the real one, since it
+//! sees only a [`Link`](millstream_link::Link), a [`DiskQueue`](millstream_disk::DiskQueue) and moments.
+
+#![forbid(unsafe_code)]
+
+mod config;
+mod disk;
+mod drive;
+mod link;
+mod rng;
+mod stats;
+mod wire;
+
+pub use config::{BurstLoss, DirectionConfig, LinkConfig, WhenFull};
+pub use disk::{DiskConfig, SimDisk};
+pub use drive::{Node, drive, step};
+pub use link::{SimLink, Wire, pair};
+pub use rng::Rng;
+pub use stats::{DirectionStats, Fate};
+pub use wire::Direction;

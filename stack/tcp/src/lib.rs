@@ -1,1 +1,56 @@
-//! millstream-tcp
+//! TCP as a pure state machine: no I/O, no clock, no allocation once it runs.
+//!
+//! A [`Tcb`] is one connection. Whoever owns it feeds it segments ([`Tcb::input`]), asks it for
+//! segments ([`Tcb::transmit`]) and tells it when its earliest timer is due ([`Tcb::deadline`],
+//! [`Tcb::on_timer`]). What they share, the moment, the configuration, the slab of slices and the
+//! counters, comes along as an [`Env`]. The answer to a segment or a timer is a set of [`Events`].
+//!
+//! How to read the crate:
+//!
+//! | file | concern |
+//! |---|---|
+//! | `tcb` | the record of a connection, and how an application opens, looks at and closes it |
+//! | `input` | segments of synchronised states, in the order of checks of RFC 9293 section 3.10.7.4 |
+//! | `input_syn` | SYN-SENT, the passive open, negotiation of options |
+//! | `transmit` | what to send now: RFC 9293 section 3.8.6, Nagle, windows announced |
+//! | `stream` | the application's bytes in and out |
+//! | `timers` | retransmission, persist, delayed ACK, keep-alive, TIME-WAIT |
+//! | `recovery` | duplicate ACKs, fast retransmit, RTO: RFC 5681, RFC 6582 |
+//! | `congestion` | how large the congestion window is, behind one trait |
+//! | `rtt` | RFC 6298 |
+//! | `send_queue`, `receive_queue`, `slab` | where slices wait |
+//! | `isn` | RFC 6528 |
+//!
+//! Header prediction lies in `input`; what it does not take goes to functions marked cold.
+//!
+//! Urgent data is delivered in line, as RFC 6093 asks of new software; the pointer is ignored.
+
+#![forbid(unsafe_code)]
+
+mod config;
+mod congestion;
+mod input;
+mod input_syn;
+mod isn;
+mod receive_queue;
+mod recovery;
+mod rtt;
+mod segment;
+mod send_queue;
+mod slab;
+mod state;
+mod stats;
+mod stream;
+mod tcb;
+mod timers;
+mod transmit;
+
+pub use config::{Config, KeepAlive};
+pub use congestion::{Controller, NewReno, Window};
+pub use isn::IsnGenerator;
+pub use segment::{MAX_SLICES, Segment, reset_reply};
+pub use slab::SliceSlab;
+pub use state::{ConnectionError, Events, State};
+pub use stats::TcpStats;
+pub use stream::SendError;
+pub use tcb::{Env, Tcb, TcpInfo, Unreachable};

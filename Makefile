@@ -1,0 +1,56 @@
+# `make` lists the targets. Everything that needs a network works in namespaces of its own.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo build test lint bench doc clean
+
+# Under sudo, the Rust that rustup installed for the calling user.
+ifdef SUDO_USER
+SUDO_HOME := $(shell getent passwd $(SUDO_USER) | cut -d: -f6)
+export PATH := $(PATH):$(SUDO_HOME)/.cargo/bin
+export RUSTUP_HOME ?= $(SUDO_HOME)/.rustup
+endif
+
+# ... and what root built is his afterwards.
+GIVE_BACK = $(if $(SUDO_UID),trap 'chown -R "$$SUDO_UID:$$SUDO_GID" target Cargo.lock' EXIT;)
+
+NEED_ROOT = if (( EUID != 0 )); then echo "make $@ needs root to make network namespaces: run \`sudo make $@\`." >&2; exit 1; fi
+
+# The crates that may hold `unsafe`: stack/buf, stack/disk and dpdk. The others forbid it.
+SAFE_ROOTS := lib.rs apps/src/main.rs tests/src/lib.rs $(patsubst %,stack/%/src/lib.rs,core http link sim tcp timer wire)
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | while IFS=$$'\t' read -r target what; do printf 'make %-8s %s\n' "$$target" "$$what"; done
+
+demo: ## install what is missing, build, serve files from a namespace, check and measure it (root)
+	@$(NEED_ROOT); $(GIVE_BACK) tools/demo
+
+build: ## build the program: target/release/millstream
+	@tools/install-packages build
+	cargo build --release --locked -p millstream-apps --bin millstream
+
+test: ## run all tests: unit, property, simulation, and the kernel's TCP in namespaces (root)
+	@$(NEED_ROOT); tools/install-packages build test
+	@$(GIVE_BACK) tools/test
+
+lint: ## check formatting, clippy, documentation and that `unsafe` stays in its crates
+	@tools/install-packages build
+	cargo fmt --all -- --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --workspace
+	@lax=$$(grep -L '^#!\[forbid(unsafe_code)\]' $(SAFE_ROOTS) || true); \
+	stray=$$(find apps tests stack build.rs lib.rs -name '*.rs' -not -path 'stack/buf/*' -not -path 'stack/disk/*' \
+	    -exec grep -nE '\bunsafe +(\{|fn|impl|extern|trait)' {} + || true); \
+	if [[ -n $$lax$$stray ]]; then echo "unsafe code belongs into stack/buf, stack/disk and dpdk only, but see:" >&2; printf '%s\n' $$lax "$$stray" >&2; exit 1; fi
+
+bench: ## measure all figures; one by `make bench ONLY=pingpong` (root for those on interfaces)
+	@tools/install-packages build bench
+	@$(GIVE_BACK) cargo bench --locked -p millstream-apps --bench figures -- $(if $(ONLY),--only $(ONLY))
+
+doc: ## write the documentation: target/doc/millstream/index.html
+	@tools/install-packages build
+	cargo doc --locked --no-deps --workspace
+
+clean: ## remove what was built
+	cargo clean

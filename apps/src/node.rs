@@ -1,0 +1,125 @@
+//! From a profile to a stack that runs.
+
+use std::fmt;
+use std::future::Future;
+use std::path::Path;
+
+use millstream::buf::{Arena, PageKind};
+use millstream::core::{Idle, Shard, Stack};
+use millstream::disk::{DiskQueue, QueueKind, open_queue};
+use millstream::dpdk_port::{Eal, Port, PortQueue};
+use millstream::http::FileServer;
+use millstream::link::{Link, LinkStats};
+use millstream::timer::TscClock;
+
+use crate::config::Config;
+use crate::error::AppError;
+
+/// One shard over one DPDK port.
+pub struct Node {
+    // Dropped first: its queue goes before its port.
+    shard: Shard<PortQueue, TscClock>,
+    idle: Idle,
+    facts: Facts,
+    _port: Port,
+}
+
+/// What it stands on, for the line that it prints.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    driver: &'static str,
+    device: String,
+    pages: PageKind,
+    disk: &'static str,
+}
+
+impl fmt::Display for Facts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { driver, device, pages, disk } = self;
+        write!(f, "{driver}")?;
+        if !device.is_empty() {
+            write!(f, " ({device})")?;
+        }
+        let pages = match pages {
+            PageKind::Huge => "2 MiB pages",
+            PageKind::Base => "4 KiB pages (no huge pages)",
+        };
+        write!(f, " | {pages} | {disk} | 1 shard")
+    }
+}
+
+/// Opens the node that a profile describes.
+///
+/// # Errors
+/// [`AppError`]
+pub fn open(profile: &Path) -> Result<Node, AppError> {
+    Node::open(&Config::load(profile, &[])?)
+}
+
+impl Node {
+    /// Starts DPDK, opens the port, maps the arena, opens the disk queue.
+    ///
+    /// # Errors
+    /// [`AppError`] with what is missing.
+    pub fn open(config: &Config) -> Result<Self, AppError> {
+        let device = config.device()?;
+        let eal = Eal::init(&config.eal()).map_err(AppError::runtime)?;
+        let mut port = Port::open(eal, &config.port(device)).map_err(AppError::runtime)?;
+        let Some(queue) = port.take_queue(0) else {
+            return Err(AppError::runtime("the port has no queue; choose another driver"));
+        };
+        let mut link = queue.bind().map_err(AppError::runtime)?;
+        let arena = Arena::new(&config.arena()).map_err(AppError::runtime)?;
+        link.register(&arena).map_err(AppError::runtime)?;
+        let disk = open_queue(config.disk.queue.into(), &arena, config.disk.depth)
+            .map_err(AppError::runtime)?;
+        let facts = Facts {
+            driver: link.capabilities().driver,
+            device: config.device_name(),
+            pages: arena.pages(),
+            disk: disk.name(),
+        };
+        let shard = Shard::new(config.shard_config(), link, TscClock::new(), arena, disk);
+        Ok(Self { shard, idle: config.shard.idle.into(), facts, _port: port })
+    }
+
+    /// The application's handle.
+    pub fn stack(&self) -> &Stack {
+        self.shard.stack()
+    }
+
+    /// What it stands on.
+    pub fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    /// A queue for the small reads that fill a file server's cache. Worker threads: they do not
+    /// compete with the transfers for the ring's places.
+    ///
+    /// # Errors
+    /// [`AppError`] if no thread can be started.
+    pub fn fill_queue(&self) -> Result<Box<dyn DiskQueue>, AppError> {
+        open_queue(QueueKind::Pread, &self.stack().arena(), FileServer::FILL_DEPTH)
+            .map_err(AppError::runtime)
+    }
+
+    /// Turns the loop until the future that `start` makes has ended.
+    pub fn block_on<F>(self, start: impl FnOnce(Stack) -> F) -> F::Output
+    where
+        F: Future + 'static,
+        F::Output: 'static,
+    {
+        self.run(start).0
+    }
+
+    /// As [`Self::block_on`], and gives the link's counters too.
+    pub fn run<F>(mut self, start: impl FnOnce(Stack) -> F) -> (F::Output, LinkStats)
+    where
+        F: Future + 'static,
+        F::Output: 'static,
+    {
+        let future = start(self.shard.stack().clone());
+        let output = self.shard.block_on(self.idle, future);
+        (output, self.shard.link_stats())
+    }
+}

@@ -1,0 +1,100 @@
+//! `millstream serve`.
+
+use std::net::SocketAddrV4;
+use std::time::Duration;
+
+use millstream::core::Stack;
+use millstream::disk::Root;
+use millstream::http::FileServer;
+use millstream::link::LinkStats;
+
+use crate::cli::ServeArgs;
+use crate::config::Config;
+use crate::error::AppError;
+use crate::node::Node;
+use crate::signals::Stop;
+
+/// How often the loop looks for a signal.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// Serves until a signal comes, then lets the open connections end.
+pub fn run(args: &ServeArgs) -> Result<(), AppError> {
+    let mut config = Config::load(&args.node.config, &args.node.overrides)?;
+    if let Some(port) = args.listen {
+        config.http.port = port;
+    }
+    // Before DPDK, which takes longer.
+    let root = Root::open(&args.root).map_err(AppError::usage)?;
+    let stop = Stop::install().map_err(AppError::runtime)?;
+    let node = Node::open(&config)?;
+    let address = SocketAddrV4::new(config.ipv4.address.ip, config.http.port);
+    let stack = node.stack().clone();
+    let listener = stack.listen(address, config.http.backlog).map_err(AppError::usage)?;
+    let server = FileServer::new(&stack, root, node.fill_queue()?, config.http.server());
+    println!("serving {} on http://{address} | {}", args.root.display(), node.facts());
+
+    let drain = Duration::from_secs(config.http.drain_s);
+    let drained = server.clone();
+    let (outcome, link) = node.run(|stack| async move {
+        let accepting = drained.clone();
+        let task = async move { accepting.serve(listener).await };
+        stack.spawn(task).map_err(AppError::runtime)?;
+        while !stop.is_asked() {
+            stack.sleep(LOOK_EVERY).await;
+        }
+        drained.drain();
+        let until = stack.now() + drain;
+        while drained.connections() > 0 && stack.now() < until {
+            stack.sleep(LOOK_EVERY).await;
+        }
+        // The last FINs and their acknowledgements.
+        stack.sleep(LOOK_EVERY).await;
+        Ok(drained.connections())
+    });
+    let left: usize = outcome?;
+    if left > 0 {
+        eprintln!("millstream: {left} connections had not ended after {} s and were cut", drain.as_secs());
+    }
+    print!("{}", summary(&server, &stack, &link));
+    Ok(())
+}
+
+/// What was done, one line each; counters of what went wrong only if something did.
+fn summary(server: &FileServer, stack: &Stack, link: &LinkStats) -> String {
+    let http = server.stats();
+    let shard = stack.metrics();
+    let copied = shard.copied_api_bytes + link.tx_copied_bytes + stack.disk_stats().copied_bytes;
+    let per_byte = copied as f64 / http.body_bytes.max(1) as f64;
+    let mut lines = vec![
+        ("requests", http.requests.to_string()),
+        (
+            "responses",
+            format!(
+                "{} 2xx, {} 3xx, {} 4xx, {} 5xx",
+                http.status_2xx, http.status_3xx, http.status_4xx, http.status_5xx
+            ),
+        ),
+        ("connections", http.connections.to_string()),
+        ("body bytes", http.body_bytes.to_string()),
+        ("from the disk", shard.spliced_bytes.to_string()),
+        ("copied per byte", format!("{per_byte:.3}")),
+    ];
+    let troubles = [
+        ("connections_refused", http.connections_refused),
+        ("connections_broken", http.connections_broken),
+        ("parse_errors", http.parse_errors),
+        ("timeouts_header", http.timeouts_header),
+        ("timeouts_send", http.timeouts_send),
+        ("disk_errors", http.disk_errors),
+        ("cache_fills_failed", http.cache_fills_failed),
+        ("rx_missed", link.rx_missed),
+        ("rx_errors", link.rx_errors),
+        ("tx_errors", link.tx_errors),
+    ];
+    let rx = stack.rx_metrics();
+    let drops = rx.iter().filter(|(name, _)| name.starts_with("drop_"));
+    let other = shard.iter().filter(|(name, _)| name.starts_with("drop_"));
+    let all = troubles.into_iter().chain(drops).chain(other).filter(|(_, count)| *count > 0);
+    lines.extend(all.map(|(name, count)| (name, count.to_string())));
+    lines.iter().map(|(name, value)| format!("{name:<30}{value}\n")).collect()
+}

@@ -1,0 +1,146 @@
+//! How a shard is set up.
+
+use std::net::Ipv4Addr;
+
+/// The station's place in its network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ipv4Config {
+    /// Our address.
+    pub address: Ipv4Addr,
+    /// Bits of the network prefix.
+    pub prefix_len: u8,
+    /// Where packets to other networks go.
+    pub gateway: Option<Ipv4Addr>,
+}
+
+impl Ipv4Config {
+    fn mask(&self) -> u32 {
+        u32::MAX.checked_shl(32 - u32::from(self.prefix_len.min(32))).unwrap_or(0)
+    }
+
+    /// Whether `other` is reached without a gateway.
+    pub fn on_link(&self, other: Ipv4Addr) -> bool {
+        (self.address.to_bits() ^ other.to_bits()) & self.mask() == 0
+    }
+
+    /// The neighbour to which a packet for `destination` goes, if there is a way.
+    pub fn next_hop(&self, destination: Ipv4Addr) -> Option<Ipv4Addr> {
+        if self.on_link(destination) { Some(destination) } else { self.gateway }
+    }
+
+    /// The broadcast address of the prefix; `None` where the prefix has none (/31 and /32).
+    pub fn broadcast(&self) -> Option<Ipv4Addr> {
+        (self.prefix_len < 31).then(|| Ipv4Addr::from_bits(self.address.to_bits() | !self.mask()))
+    }
+}
+
+/// Bounds on what a shard holds. All memory is taken at start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// TCP connections in any state.
+    pub connections: usize,
+    /// Frames that wait in all channels together.
+    pub channel_packets: usize,
+    /// Frames that wait in the channel of one connection.
+    pub connection_packets: u16,
+    /// Frames that wait in the channel of one listener or UDP socket, and of ARP and ICMP.
+    pub socket_packets: u16,
+    /// Slices in all TCP queues together.
+    pub slices: usize,
+    /// Tasks alive.
+    pub tasks: usize,
+    /// Sleeping tasks.
+    pub sleepers: usize,
+    /// 16 KiB disk buffers that one connection may hold at a time (16 = 256 KiB in flight).
+    pub splice_buffers: usize,
+    /// Disk reads in flight of all connections together.
+    pub disk_depth: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 16 * 1024,
+            channel_packets: 4096,
+            connection_packets: 256,
+            socket_packets: 512,
+            slices: 32 * 1024,
+            tasks: 16 * 1024,
+            sleepers: 32 * 1024,
+            splice_buffers: 16,
+            disk_depth: 128,
+        }
+    }
+}
+
+/// Everything a shard needs to know at start.
+#[derive(Clone, Debug)]
+pub struct ShardConfig {
+    /// Address and route.
+    pub ipv4: Ipv4Config,
+    /// Bounds.
+    pub limits: Limits,
+    /// TCP's parameters.
+    pub tcp: millstream_tcp::Config,
+    /// Keys of hashes and initial sequence numbers. Must be secret and random, see
+    /// [`random_secret`]; fixed in simulations.
+    pub secret: [u8; 32],
+    /// Verify and compute no checksums at all: for measuring what they cost. Never on a network.
+    pub skip_checksums: bool,
+}
+
+impl ShardConfig {
+    /// A configuration with a random secret and default bounds.
+    pub fn new(ipv4: Ipv4Config) -> Self {
+        Self {
+            ipv4,
+            limits: Limits::default(),
+            tcp: millstream_tcp::Config::default(),
+            secret: random_secret(),
+            skip_checksums: false,
+        }
+    }
+}
+
+/// Secret bytes that the operating system chose.
+pub fn random_secret() -> [u8; 32] {
+    use std::hash::{BuildHasher, Hasher};
+    // The standard library keys its hasher with the system's random numbers; hashing a counter
+    // under such a key (SipHash) gives as many unpredictable bits as are wanted.
+    let mut secret = [0; 32];
+    for (i, chunk) in secret.chunks_exact_mut(8).enumerate() {
+        let mut hasher = std::hash::RandomState::new().build_hasher();
+        hasher.write_usize(i);
+        chunk.copy_from_slice(&hasher.finish().to_ne_bytes());
+    }
+    secret
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn next_hop_follows_the_prefix() {
+        let config = Ipv4Config {
+            address: Ipv4Addr::new(198, 18, 0, 2),
+            prefix_len: 24,
+            gateway: Some(Ipv4Addr::new(198, 18, 0, 1)),
+        };
+        assert_eq!(
+            config.next_hop(Ipv4Addr::new(198, 18, 0, 9)),
+            Some(Ipv4Addr::new(198, 18, 0, 9))
+        );
+        assert_eq!(config.next_hop(Ipv4Addr::new(198, 18, 1, 9)), config.gateway);
+        assert_eq!(config.broadcast(), Some(Ipv4Addr::new(198, 18, 0, 255)));
+        let alone = Ipv4Config { prefix_len: 32, gateway: None, ..config };
+        assert_eq!(alone.next_hop(Ipv4Addr::new(198, 18, 0, 1)), None);
+        let all = Ipv4Config { prefix_len: 0, gateway: None, ..config };
+        assert!(all.on_link(Ipv4Addr::new(192, 0, 2, 1)));
+    }
+
+    #[test]
+    fn secrets_differ() {
+        assert_ne!(random_secret(), random_secret());
+    }
+}

@@ -1,0 +1,153 @@
+//! One connection: its protocol state and all that the shard keeps beside it.
+
+use std::task::Waker;
+
+use millstream_tcp::Tcb;
+use millstream_timer::{Instant, TimerId};
+
+use crate::channel::Channel;
+use crate::flow::FlowKey;
+
+/// No number.
+pub(crate) const NONE: u32 = u32::MAX;
+
+bitflags::bitflags! {
+    /// Facts about a connection.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(crate) struct Facts: u16 {
+        /// The application holds a stream (or the accept queue does).
+        const HELD = 1;
+        /// On the list of connections that want to send.
+        const IN_OUTPUT = 1 << 1;
+        /// The peer's link address is known.
+        const HAS_MAC = 1 << 2;
+        /// Waits for the address of its next hop.
+        const AWAITS_NEIGHBOR = 1 << 3;
+        /// A task waits to read.
+        const READ_WAITING = 1 << 4;
+        /// A task waits to write, to connect or for a file to be sent.
+        const WRITE_WAITING = 1 << 5;
+        /// Reached ESTABLISHED.
+        const ESTABLISHED = 1 << 6;
+        /// TCP has nothing left to do.
+        const CLOSED = 1 << 7;
+        /// Counted among the half-open ones of its listener.
+        const HALF_OPEN = 1 << 8;
+        /// On the list of those in TIME_WAIT.
+        const IN_TIME_WAIT = 1 << 9;
+    }
+}
+
+/// One connection of a shard.
+pub(crate) struct Conn {
+    pub key: FlowKey,
+    pub peer_mac: [u8; 6],
+    pub facts: Facts,
+    pub generation: u32,
+    pub channel: Channel,
+    /// The listener that opened it.
+    pub listener: u32,
+    /// The file transfer in progress.
+    pub splice: u32,
+    /// The one wheel entry; it may fire earlier than TCP wants and is then put back.
+    pub timer: Option<TimerId>,
+    pub timer_at: Instant,
+    pub read_waker: Option<Waker>,
+    pub write_waker: Option<Waker>,
+    pub tcb: Tcb,
+}
+
+/// Names a connection for as long as it lives; a stale name finds nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ConnId {
+    pub number: u32,
+    pub generation: u32,
+}
+
+/// All connections of a shard, by number.
+pub(crate) struct Conns {
+    slots: Vec<Option<Conn>>,
+    free: Vec<u32>,
+    max: usize,
+    generation: u32,
+}
+
+impl Conns {
+    pub fn new(max: usize) -> Self {
+        Self { slots: Vec::with_capacity(max), free: Vec::with_capacity(max), max, generation: 0 }
+    }
+
+    pub fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    pub fn is_full(&self) -> bool {
+        self.free.is_empty() && self.slots.len() == self.max
+    }
+
+    #[inline]
+    pub fn get(&self, number: u32) -> Option<&Conn> {
+        self.slots.get(number as usize)?.as_ref()
+    }
+
+    #[inline]
+    pub fn get_mut(&mut self, number: u32) -> Option<&mut Conn> {
+        self.slots.get_mut(number as usize)?.as_mut()
+    }
+
+    /// The connection that `id` names, if it still lives.
+    #[inline]
+    pub fn named(&self, id: ConnId) -> Option<&Conn> {
+        self.get(id.number).filter(|conn| conn.generation == id.generation)
+    }
+
+    /// The connection that `id` names, if it still lives.
+    #[inline]
+    pub fn named_mut(&mut self, id: ConnId) -> Option<&mut Conn> {
+        self.get_mut(id.number).filter(|conn| conn.generation == id.generation)
+    }
+
+    /// Adds a connection; `None` if there are as many as may be.
+    pub fn insert(&mut self, key: FlowKey, tcb: Tcb) -> Option<ConnId> {
+        let number = match self.free.pop() {
+            Some(number) => number,
+            None if self.slots.len() < self.max => {
+                self.slots.push(None);
+                self.slots.len() as u32 - 1
+            }
+            None => return None,
+        };
+        self.generation = self.generation.wrapping_add(1);
+        let generation = self.generation;
+        self.slots[number as usize] = Some(Conn {
+            key,
+            peer_mac: [0; 6],
+            facts: Facts::empty(),
+            generation,
+            channel: Channel::default(),
+            listener: NONE,
+            splice: NONE,
+            timer: None,
+            timer_at: Instant::FAR_FUTURE,
+            read_waker: None,
+            write_waker: None,
+            tcb,
+        });
+        Some(ConnId { number, generation })
+    }
+
+    pub fn remove(&mut self, number: u32) -> Option<Conn> {
+        let conn = self.slots.get_mut(number as usize)?.take()?;
+        self.free.push(number);
+        Some(conn)
+    }
+
+    /// Bytes that a connection takes here.
+    pub const fn bytes_each() -> usize {
+        size_of::<Option<Conn>>() + size_of::<u32>()
+    }
+
+    pub fn numbers(&self) -> impl Iterator<Item = u32> + '_ {
+        self.slots.iter().enumerate().filter(|(_, slot)| slot.is_some()).map(|(i, _)| i as u32)
+    }
+}

@@ -1,0 +1,242 @@
+//! Listeners: opening connections that peers ask for, and handing them to the application.
+
+use std::collections::VecDeque;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::task::Waker;
+
+use millstream_tcp::{Events, Tcb, reset_reply};
+use millstream_wire::tcp::{Flags, Header};
+
+use crate::channel::{Channel, Packet};
+use crate::conn::{ConnId, Facts, NONE};
+use crate::flow::FlowKey;
+use crate::state::{State, env};
+
+/// A port that takes connections.
+pub(crate) struct Listener {
+    pub address: SocketAddrV4,
+    pub backlog: usize,
+    /// Connections whose handshake is under way.
+    pub half_open: usize,
+    /// Connections that the application has not taken yet.
+    pub accept: VecDeque<ConnId>,
+    pub waker: Option<Waker>,
+    pub channel: Channel,
+}
+
+/// Why a port cannot be listened on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ListenError {
+    /// Somebody listens there already.
+    #[error("port {0} is already in use on this shard; choose another")]
+    InUse(u16),
+    /// The address is not this station's.
+    #[error("{0} is not this station's address; listen on 0.0.0.0 or on {1}")]
+    NotOurs(Ipv4Addr, Ipv4Addr),
+    /// Port 0.
+    #[error("a listener needs a port other than 0")]
+    NoPort,
+    /// 65,535 listeners.
+    #[error("too many listeners")]
+    TooMany,
+}
+
+impl State {
+    pub fn listen(&mut self, address: SocketAddrV4, backlog: usize) -> Result<u16, ListenError> {
+        let ours = self.station.ipv4.address;
+        if !address.ip().is_unspecified() && *address.ip() != ours {
+            return Err(ListenError::NotOurs(*address.ip(), ours));
+        }
+        let port = address.port();
+        if port == 0 {
+            return Err(ListenError::NoPort);
+        }
+        if self.listener_ports[usize::from(port)] != 0 {
+            return Err(ListenError::InUse(port));
+        }
+        let number = match self.listeners.iter().position(Option::is_none) {
+            Some(number) => number,
+            None if self.listeners.len() < usize::from(u16::MAX) - 1 => {
+                self.listeners.push(None);
+                self.listeners.len() - 1
+            }
+            None => return Err(ListenError::TooMany),
+        };
+        let backlog = backlog.max(1);
+        self.listeners[number] = Some(Listener {
+            address: SocketAddrV4::new(ours, port),
+            backlog,
+            half_open: 0,
+            accept: VecDeque::with_capacity(backlog),
+            waker: None,
+            channel: Channel::default(),
+        });
+        self.listener_ports[usize::from(port)] = number as u16 + 1;
+        Ok(number as u16)
+    }
+
+    pub fn listener_mut(&mut self, number: u32) -> Option<&mut Listener> {
+        self.listeners.get_mut(number as usize)?.as_mut()
+    }
+
+    /// Closes a listener: connections that nobody has taken are reset.
+    pub fn unlisten(&mut self, number: u16) {
+        let Some(mut listener) = self.listeners.get_mut(usize::from(number)).and_then(Option::take)
+        else {
+            return;
+        };
+        self.listener_ports[usize::from(listener.address.port())] = 0;
+        let dropped = self.channels.clear(&mut listener.channel);
+        self.rx.drop_socket_closed += dropped;
+        let theirs: Vec<u32> = self
+            .conns
+            .numbers()
+            .filter(|&n| {
+                self.conns.get(n).is_some_and(|conn| {
+                    conn.listener == u32::from(number) && conn.facts.contains(Facts::HALF_OPEN)
+                })
+            })
+            .collect();
+        let accepted = listener.accept.iter().map(|id| id.number);
+        for conn_number in theirs.into_iter().chain(accepted) {
+            let Some(conn) = self.conns.get_mut(conn_number) else { continue };
+            conn.facts.remove(Facts::HELD | Facts::HALF_OPEN);
+            conn.listener = NONE;
+            conn.tcb.abort(&mut env!(self));
+            self.settle(conn_number);
+        }
+    }
+
+    /// Serves a listener's channel: SYNs open connections, anything else is refused.
+    pub fn serve_listener(&mut self, number: u16) {
+        let mut channel = match self.listener_mut(u32::from(number)) {
+            Some(listener) => std::mem::take(&mut listener.channel),
+            None => return,
+        };
+        while let Some(packet) = self.channels.pop(&mut channel) {
+            self.listener_input(u32::from(number), packet);
+        }
+        if let Some(listener) = self.listener_mut(u32::from(number)) {
+            listener.channel = Channel::default();
+        }
+    }
+
+    fn listener_input(&mut self, number: u32, packet: Packet) {
+        if !self.check_segment(&packet) {
+            return;
+        }
+        let (src, dst) = packet.ipv4_addresses();
+        let Ok((header, header_len)) = Header::parse(packet.l4()) else {
+            self.rx.drop_malformed += 1;
+            return;
+        };
+        let key = FlowKey {
+            local: dst,
+            remote: src,
+            local_port: header.dst_port,
+            remote_port: header.src_port,
+        };
+        // An earlier packet of the same burst may have opened the connection.
+        let conns = &self.conns;
+        if let Some(conn) = self.flows.find(&key, |n| conns.get(n).is_some_and(|c| c.key == key)) {
+            let events = self.conn_input(conn, &packet);
+            return self.after_events(conn, events);
+        }
+        let opens = header.flags.contains(Flags::SYN)
+            && !header.flags.intersects(Flags::ACK | Flags::RST | Flags::FIN);
+        if !opens {
+            return self.refuse(&packet, &header, header_len, &key);
+        }
+        self.open_passively(number, &packet, &header, &key);
+    }
+
+    /// A SYN opens a connection, if there is room.
+    pub fn open_passively(
+        &mut self,
+        number: u32,
+        packet: &Packet,
+        header: &Header<'_>,
+        key: &FlowKey,
+    ) {
+        let src = key.remote;
+        if src.is_unspecified() || src.is_multicast() || src.is_broadcast() {
+            self.rx.drop_stray += 1;
+            return;
+        }
+        let Some(listener) = self.listener_mut(number) else { return };
+        if listener.half_open + listener.accept.len() >= listener.backlog {
+            self.rx.drop_backlog_full += 1;
+            return;
+        }
+        if self.conns.is_full() && !self.recycle_time_wait() {
+            self.rx.drop_connections_exhausted += 1;
+            return;
+        }
+        let (isn, ts_offset) = self.isn_for(key);
+        let mss = self.mss();
+        let tcb = Tcb::passive_open(&mut env!(self), isn, ts_offset, mss, header);
+        let mac = packet.source_mac();
+        let Some(id) = self.conns.insert(*key, tcb) else {
+            self.rx.drop_connections_exhausted += 1;
+            return;
+        };
+        if let Some(conn) = self.conns.named_mut(id) {
+            conn.listener = number;
+            // The answer goes to the station that asked, so serving needs no ARP.
+            conn.peer_mac = mac;
+            conn.facts = Facts::HAS_MAC | Facts::HALF_OPEN;
+        }
+        if let Some(listener) = self.listener_mut(number) {
+            listener.half_open += 1;
+        }
+        self.flows.insert(key, id.number);
+        self.rx.delivered_syn += 1;
+        self.after_events(id.number, Events::TRANSMIT);
+    }
+
+    /// Answers a segment to nobody with a reset (RFC 9293 section 3.10.7.1).
+    pub fn refuse(
+        &mut self,
+        packet: &Packet,
+        header: &Header<'_>,
+        header_len: usize,
+        key: &FlowKey,
+    ) {
+        let payload_len = packet.l4().len().saturating_sub(header_len);
+        match reset_reply(header, payload_len) {
+            Some(reply) => {
+                self.rx.refused_tcp += 1;
+                self.send_reset(key, packet.source_mac(), &reply);
+            }
+            None => self.rx.drop_stray += 1,
+        }
+    }
+
+    /// A handshake is complete.
+    pub fn offer_to_listener(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.named_mut(id) else { return };
+        let number = conn.listener;
+        if conn.facts.contains(Facts::HALF_OPEN) {
+            conn.facts.remove(Facts::HALF_OPEN);
+            self.half_open_ended(number);
+        }
+        self.metrics.accepted += 1;
+        let Some(conn) = self.conns.named_mut(id) else { return };
+        let listener = self.listeners.get_mut(number as usize).and_then(Option::as_mut);
+        let Some(listener) = listener else {
+            conn.tcb.abort(&mut env!(self));
+            return self.settle(id.number);
+        };
+        conn.facts.insert(Facts::HELD);
+        listener.accept.push_back(id);
+        if let Some(waker) = listener.waker.take() {
+            waker.wake();
+        }
+    }
+
+    pub fn half_open_ended(&mut self, listener: u32) {
+        if let Some(listener) = self.listener_mut(listener) {
+            listener.half_open = listener.half_open.saturating_sub(1);
+        }
+    }
+}

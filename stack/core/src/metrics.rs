@@ -1,0 +1,115 @@
+//! Named counters of a shard.
+
+macro_rules! counters {
+    ($(#[$outer:meta])* pub struct $name:ident { $($(#[doc = $doc:literal])+ $field:ident,)+ }) => {
+        $(#[$outer])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct $name { $($(#[doc = $doc])+ pub $field: u64,)+ }
+
+        impl $name {
+            /// Each counter with its name, in the order of the path.
+            pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
+                [$((stringify!($field), self.$field),)+].into_iter()
+            }
+        }
+    };
+}
+
+counters! {
+    /// Where received frames went. `frames_in` is the sum of all others at any time between two
+    /// turns, with the frames that still wait in channels (`frames_waiting`).
+    pub struct RxMetrics {
+        /// Frames that the link gave us.
+        frames_in,
+        /// Handed to TCP of a connection.
+        delivered_tcp,
+        /// SYNs that opened a connection.
+        delivered_syn,
+        /// Answered with a reset: nobody listens there.
+        refused_tcp,
+        /// Taken by a UDP socket.
+        delivered_udp,
+        /// ARP packets that were used or answered.
+        delivered_arp,
+        /// ICMP messages that were used or answered.
+        delivered_icmp,
+        /// Frames that wait in channels.
+        frames_waiting,
+        /// Too short for its headers, or lengths that contradict each other.
+        drop_malformed,
+        /// Neither IPv4 nor ARP.
+        drop_ethertype,
+        /// Sent to another station.
+        drop_not_for_us,
+        /// Fragments of IP packets.
+        drop_fragment,
+        /// IPv4 header checksum wrong.
+        drop_ip_checksum,
+        /// TCP, UDP or ICMP checksum wrong.
+        drop_l4_checksum,
+        /// Neither TCP, UDP nor ICMP.
+        drop_protocol,
+        /// The connection's channel was full.
+        drop_connection_channel_full,
+        /// The listener's channel was full.
+        drop_listener_channel_full,
+        /// The UDP socket's channel was full.
+        drop_udp_channel_full,
+        /// The channel of ARP, ICMP or strays was full.
+        drop_proxy_channel_full,
+        /// All channels together were full.
+        drop_channels_exhausted,
+        /// SYNs beyond the listener's backlog.
+        drop_backlog_full,
+        /// SYNs for which no connection was free.
+        drop_connections_exhausted,
+        /// UDP packets to a port that nobody has bound.
+        drop_udp_no_socket,
+        /// Segments to no connection that ask for no answer (resets), or from a broadcast address.
+        drop_stray,
+        /// ICMP and ARP that nothing here has asked for.
+        drop_unsolicited,
+        /// Left in a channel when its socket closed.
+        drop_socket_closed,
+    }
+}
+
+impl RxMetrics {
+    /// `frames_in` minus everything else: zero unless a frame was lost without a name.
+    pub fn unaccounted(&self) -> i64 {
+        let others: u64 = self.iter().skip(1).map(|(_, count)| count).sum();
+        self.frames_in as i64 - others as i64
+    }
+}
+
+counters! {
+    /// What the shard sent and did.
+    pub struct ShardMetrics {
+        /// Turns of the poll loop.
+        turns,
+        /// Turns that found something to do.
+        busy_turns,
+        /// Connections opened by a peer.
+        accepted,
+        /// Connections opened by us.
+        connected,
+        /// TCP segments handed to the link.
+        tcp_segments_out,
+        /// Resets sent for segments to no connection.
+        resets_out,
+        /// ARP, ICMP and UDP packets handed to the link.
+        other_packets_out,
+        /// ARP, ICMP and UDP packets that found no room to wait in.
+        drop_other_out,
+        /// Turns in which the link took no more.
+        link_full,
+        /// Payload bytes copied between the application and the arena, in either direction.
+        copied_api_bytes,
+        /// Payload bytes that came from disk reads into send queues, without a copy.
+        spliced_bytes,
+        /// Disk reads that failed.
+        disk_errors,
+        /// Times that a splice found no free buffer and waited.
+        splice_parked,
+    }
+}

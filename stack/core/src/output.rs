@@ -1,0 +1,340 @@
+//! Packets out: TCP's segments, and the few that are not TCP's.
+
+use std::net::Ipv4Addr;
+
+use arrayvec::ArrayVec;
+use millstream_buf::IoBuf;
+use millstream_link::{HEADER_MAX, Link, TxError, TxFrame, TxOffload};
+use millstream_tcp::Segment;
+use millstream_timer::Instant;
+use millstream_wire::checksum::Sum;
+use millstream_wire::ethernet::{self, Address, EtherType};
+use millstream_wire::{ipv4, tcp};
+
+use crate::conn::{ConnId, Facts};
+use crate::flow::FlowKey;
+use crate::neighbor::{Lookup, Neighbors};
+use crate::state::{State, TOKEN_NEIGHBOR, env};
+
+/// Packets other than TCP's that wait at most.
+pub(crate) const RAW_MAX: usize = 512;
+
+/// Segments that one connection sends before others get a turn.
+const SEGMENTS_A_TURN: usize = 64;
+
+/// Hops that a packet may make (RFC 1700's default).
+const TTL: u8 = 64;
+
+const IP_OFFSET: usize = ethernet::HEADER_LEN;
+const L4_OFFSET: usize = IP_OFFSET + ipv4::HEADER_LEN;
+
+/// Where a packet goes on the link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Via {
+    /// To this station.
+    Station([u8; 6]),
+    /// To the neighbour with this address, which is yet to be asked for its own.
+    Neighbor(Ipv4Addr),
+}
+
+/// A packet that is not TCP's, complete but for the receiver's link address.
+pub(crate) struct RawFrame {
+    pub via: Via,
+    pub header: ArrayVec<u8, HEADER_MAX>,
+    pub payload: Option<IoBuf>,
+    pub offload: TxOffload,
+    /// Dropped if it waits longer.
+    pub until: Instant,
+}
+
+impl State {
+    /// Sends what connections have to say, as far as the link takes it.
+    #[inline]
+    pub fn transmit<L: Link>(&mut self, link: &mut L) {
+        if !self.raw.is_empty() {
+            self.transmit_raw(link);
+        }
+        for _ in 0..self.output.len() {
+            let Some(number) = self.output.pop_front() else { break };
+            if !self.transmit_conn(link, number) {
+                self.metrics.link_full += 1;
+                break;
+            }
+        }
+    }
+
+    /// Sends one connection's segments. `false`: the link is full.
+    #[inline]
+    fn transmit_conn<L: Link>(&mut self, link: &mut L, number: u32) -> bool {
+        let Some(conn) = self.conns.get_mut(number) else { return true };
+        conn.facts.remove(Facts::IN_OUTPUT);
+        if !conn.facts.contains(Facts::HAS_MAC) {
+            self.resolve_conn(number);
+            return true;
+        }
+        let mut more = true;
+        for _ in 0..SEGMENTS_A_TURN {
+            if link.tx_room() == 0 {
+                link.flush();
+                if link.tx_room() == 0 {
+                    conn.facts.insert(Facts::IN_OUTPUT);
+                    self.output.push_front(number);
+                    self.rearm(number);
+                    return false;
+                }
+            }
+            if !conn.tcb.transmit(&mut env!(self), &mut self.segment) {
+                more = false;
+                break;
+            }
+            let (key, mac) = (conn.key, conn.peer_mac);
+            let mut header = [0; HEADER_MAX];
+            let tcp_checksum = self.capabilities.tx_tcp_checksum && !self.skip_checksums;
+            let offload_ip = self.capabilities.tx_ipv4_checksum && !self.skip_checksums;
+            let (len, offload) = build_segment(
+                &mut header,
+                self.station.mac,
+                mac,
+                &key,
+                &self.segment,
+                Checksums {
+                    skip: self.skip_checksums,
+                    tcp_offload: tcp_checksum,
+                    ip_offload: offload_ip,
+                },
+            );
+            let frame = TxFrame { header: &header[..len], payload: &self.segment.payload, offload };
+            // Neither can happen (room was asked for, segments fit the MTU); if a link errs, the
+            // segment counts as lost on the wire and is retransmitted.
+            if link.tx(&frame).is_ok() {
+                self.metrics.tcp_segments_out += 1;
+            }
+            self.segment.payload.clear();
+        }
+        if more && conn.tcb.wants_transmit() {
+            conn.facts.insert(Facts::IN_OUTPUT);
+            self.output.push_back(number);
+        } else if conn.tcb.state() == millstream_tcp::State::Closed {
+            self.wake_both(number);
+            self.conn_closed(number);
+            return true;
+        }
+        self.rearm(number);
+        true
+    }
+
+    // ---- Packets that are not a connection's -----------------------------------------------
+
+    /// Queues a packet; counts it if there is no room.
+    pub fn send_raw(&mut self, frame: RawFrame) {
+        if self.raw.len() < RAW_MAX {
+            self.raw.push_back(frame);
+        } else {
+            self.metrics.drop_other_out += 1;
+        }
+    }
+
+    /// Starts a packet: the Ethernet header without its destination, room for IPv4 and `l4_len`.
+    pub fn raw_header(&self, ethertype: EtherType, rest: usize) -> ArrayVec<u8, HEADER_MAX> {
+        let mut header = ArrayVec::from([0; HEADER_MAX]);
+        header.truncate(IP_OFFSET + rest);
+        ethernet::Header::new(Address::UNSPECIFIED, Address(self.station.mac), ethertype)
+            .emit(&mut header);
+        header
+    }
+
+    /// How a packet to `destination` leaves; `None` if there is no route.
+    pub fn via(&self, destination: Ipv4Addr) -> Option<Via> {
+        if destination.is_broadcast() || self.station.ipv4.broadcast() == Some(destination) {
+            return Some(Via::Station([0xff; 6]));
+        }
+        self.station.ipv4.next_hop(destination).map(Via::Neighbor)
+    }
+
+    fn transmit_raw<L: Link>(&mut self, link: &mut L) {
+        for _ in 0..self.raw.len() {
+            let Some(mut frame) = self.raw.pop_front() else { break };
+            if let Via::Neighbor(ip) = frame.via {
+                match self.resolve(ip) {
+                    Some(Ok(mac)) => frame.via = Via::Station(mac),
+                    None if self.now < frame.until => {
+                        self.raw.push_back(frame);
+                        continue;
+                    }
+                    _ => {
+                        self.metrics.drop_other_out += 1;
+                        continue;
+                    }
+                }
+            }
+            let Via::Station(mac) = frame.via else { continue };
+            frame.header[..6].copy_from_slice(&mac);
+            let payload = frame.payload.as_slice();
+            let out = TxFrame { header: &frame.header, payload, offload: frame.offload };
+            match link.tx(&out) {
+                Ok(()) => self.metrics.other_packets_out += 1,
+                Err(TxError::Full) => {
+                    link.flush();
+                    self.raw.push_front(frame);
+                    return;
+                }
+                Err(TxError::TooLong) => self.metrics.drop_other_out += 1,
+            }
+        }
+    }
+
+    /// Resets a segment that belongs to no connection.
+    pub fn send_reset(&mut self, key: &FlowKey, mac: [u8; 6], reply: &Segment) {
+        let mut bytes = [0; HEADER_MAX];
+        let checksums = Checksums { skip: self.skip_checksums, ..Checksums::default() };
+        let (len, offload) =
+            build_segment(&mut bytes, self.station.mac, mac, key, reply, checksums);
+        let mut header = ArrayVec::from(bytes);
+        header.truncate(len);
+        self.metrics.resets_out += 1;
+        let until = self.now;
+        self.send_raw(RawFrame { via: Via::Station(mac), header, payload: None, offload, until });
+    }
+
+    // ---- Link addresses --------------------------------------------------------------------
+
+    /// The link address of a neighbour. `None`: it has been asked; an error: it does not answer.
+    pub fn resolve(&mut self, ip: Ipv4Addr) -> Option<Result<[u8; 6], ()>> {
+        match self.neighbors.lookup(ip, self.now) {
+            Lookup::Known(mac) => return Some(Ok(mac)),
+            Lookup::Unreachable => return Some(Err(())),
+            Lookup::Ask => self.send_arp_request(ip),
+            Lookup::Wait => {}
+        }
+        if self.neighbor_timer.is_none() {
+            self.neighbor_timer = self.wheel.insert(Neighbors::retry_at(self.now), TOKEN_NEIGHBOR);
+        }
+        None
+    }
+
+    /// Finds the next hop's address for a connection that wants to send for the first time.
+    fn resolve_conn(&mut self, number: u32) {
+        let Some(conn) = self.conns.get(number) else { return };
+        let id = ConnId { number, generation: conn.generation };
+        let waits = conn.facts.contains(Facts::AWAITS_NEIGHBOR);
+        let found = match self.station.ipv4.next_hop(conn.key.remote) {
+            Some(next_hop) => self.resolve(next_hop),
+            None => Some(Err(())),
+        };
+        let Some(conn) = self.conns.get_mut(number) else { return };
+        match found {
+            None if waits => {}
+            None => {
+                conn.facts.insert(Facts::AWAITS_NEIGHBOR);
+                self.awaiting_neighbor.push(id);
+            }
+            Some(Ok(mac)) => {
+                conn.facts.remove(Facts::AWAITS_NEIGHBOR);
+                conn.facts.insert(Facts::HAS_MAC);
+                conn.peer_mac = mac;
+                self.schedule_output(number);
+            }
+            Some(Err(())) => {
+                conn.facts.remove(Facts::AWAITS_NEIGHBOR);
+                conn.tcb.abort(&mut env!(self));
+                self.wake_both(number);
+                self.conn_closed(number);
+            }
+        }
+    }
+
+    /// Tries again for all that wait for a neighbour's address.
+    pub fn neighbor_changed(&mut self) {
+        for id in std::mem::take(&mut self.awaiting_neighbor) {
+            if let Some(conn) = self.conns.named_mut(id) {
+                conn.facts.remove(Facts::AWAITS_NEIGHBOR);
+                self.schedule_output(id.number);
+            }
+        }
+    }
+
+    pub fn fire_neighbor_timer(&mut self) {
+        self.neighbor_timer = None;
+        self.neighbor_changed();
+    }
+}
+
+/// Who computes a segment's checksums.
+#[derive(Clone, Copy, Default)]
+struct Checksums {
+    skip: bool,
+    tcp_offload: bool,
+    ip_offload: bool,
+}
+
+/// Writes the headers of a segment; returns their length and what is left to the NIC.
+#[inline]
+fn build_segment(
+    header: &mut [u8; HEADER_MAX],
+    our_mac: [u8; 6],
+    peer_mac: [u8; 6],
+    key: &FlowKey,
+    segment: &Segment,
+    checksums: Checksums,
+) -> (usize, TxOffload) {
+    let options = segment.options.as_slice();
+    let l4_len = 20 + options.len();
+    let len = L4_OFFSET + l4_len;
+    let payload_len: usize = segment.payload.iter().map(|slice| slice.len()).sum();
+    let segment_len = (l4_len + payload_len) as u16;
+
+    header[0..6].copy_from_slice(&peer_mac);
+    header[6..12].copy_from_slice(&our_mac);
+    header[12..14].copy_from_slice(&EtherType::IPV4.0.to_be_bytes());
+    let ip = ipv4::Repr {
+        tos: 0,
+        // RFC 6864: a packet that may not be fragmented needs no identification.
+        ident: 0,
+        dont_fragment: true,
+        ttl: TTL,
+        protocol: ipv4::Protocol::TCP,
+        src: key.local,
+        dst: key.remote,
+        payload_len: segment_len,
+    };
+    let ip_header = &mut header[IP_OFFSET..L4_OFFSET];
+    if checksums.ip_offload || checksums.skip {
+        ip.emit_for_offload(ip_header);
+    } else {
+        ip.emit(ip_header);
+    }
+    let tcp_header = &mut header[L4_OFFSET..];
+    tcp::emit(
+        tcp_header,
+        key.local_port,
+        key.remote_port,
+        segment.seq,
+        segment.ack,
+        segment.flags,
+        segment.window,
+        0,
+        options,
+    );
+    if !checksums.skip {
+        let mut sum = Sum::ipv4_pseudo(key.local, key.remote, ipv4::Protocol::TCP.0, segment_len);
+        let field = if checksums.tcp_offload {
+            sum.fold()
+        } else {
+            sum.add_bytes(&tcp_header[..l4_len]);
+            for slice in &segment.payload {
+                sum.add_bytes(slice);
+            }
+            sum.finish()
+        };
+        tcp_header[16..18].copy_from_slice(&field.to_be_bytes());
+    }
+    let offload = TxOffload {
+        l2_len: IP_OFFSET as u8,
+        l3_len: ipv4::HEADER_LEN as u8,
+        l4_len: l4_len as u8,
+        ipv4_checksum: checksums.ip_offload,
+        tcp_checksum: checksums.tcp_offload,
+        ..TxOffload::default()
+    };
+    (len, offload)
+}

@@ -1,0 +1,307 @@
+//! The application's handle on a shard.
+
+use std::cell::{RefCell, RefMut};
+use std::future::{Future, poll_fn};
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use millstream_buf::{Arena, ArenaStats};
+use millstream_disk::DiskStats;
+use millstream_tcp::{Tcb, TcpStats};
+use millstream_timer::Instant;
+
+use crate::conn::{Conns, Facts, NONE};
+use crate::executor::{Executor, JoinHandle, TooManyTasks};
+use crate::flow::FlowKey;
+use crate::listener::ListenError;
+use crate::metrics::{RxMetrics, ShardMetrics};
+use crate::state::{Sleeper, State, TOKEN_SLEEP, env};
+use crate::stream::{TcpListener, TcpStream};
+use crate::udp::{BindError, UdpSocket};
+
+/// First port that [`Stack::connect`] chooses.
+const EPHEMERAL_FIRST: u16 = 10_000;
+
+/// Why a connection could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The peer refused it.
+    #[error("{0} refused the connection")]
+    Refused(SocketAddrV4),
+    /// Nobody answered.
+    #[error("{0} did not answer in time")]
+    TimedOut(SocketAddrV4),
+    /// No route, or the next hop does not answer.
+    #[error("{0} cannot be reached")]
+    Unreachable(SocketAddrV4),
+    /// All connections are in use.
+    #[error("all {0} connections are in use; raise `limits.connections`")]
+    TooMany(usize),
+    /// All local ports to that address are in use.
+    #[error("all local ports for connections to {0} are in use")]
+    NoPort(SocketAddrV4),
+}
+
+/// A handle on a shard: opens sockets, spawns tasks, tells the time. Cheap to clone; stays on the
+/// shard's thread.
+#[derive(Clone)]
+pub struct Stack(pub(crate) Rc<Inner>);
+
+pub(crate) struct Inner {
+    pub state: RefCell<State>,
+    pub executor: Executor,
+}
+
+impl Stack {
+    #[inline]
+    pub(crate) fn state(&self) -> RefMut<'_, State> {
+        self.0.state.borrow_mut()
+    }
+
+    /// Runs a future as a task of the shard. The handle gives its output to whoever awaits it; it
+    /// may be dropped.
+    ///
+    /// # Errors
+    /// [`TooManyTasks`] if `limits.tasks` are alive.
+    pub fn spawn<T: 'static>(
+        &self,
+        future: impl Future<Output = T> + 'static,
+    ) -> Result<JoinHandle<T>, TooManyTasks> {
+        let (handle, state) = JoinHandle::new();
+        self.0.executor.spawn(async move { state.complete(future.await) })?;
+        Ok(handle)
+    }
+
+    /// Takes connections to `address`, which is ours or 0.0.0.0. At most `backlog` wait to be
+    /// accepted or are being opened.
+    ///
+    /// # Errors
+    /// [`ListenError`]
+    pub fn listen(
+        &self,
+        address: SocketAddrV4,
+        backlog: usize,
+    ) -> Result<TcpListener, ListenError> {
+        let number = self.state().listen(address, backlog)?;
+        Ok(TcpListener::new(self.clone(), number))
+    }
+
+    /// Opens a connection.
+    ///
+    /// # Errors
+    /// [`ConnectError`]
+    pub async fn connect(&self, remote: SocketAddrV4) -> Result<TcpStream, ConnectError> {
+        let stream = self.start_connect(remote)?;
+        poll_fn(|cx| stream.poll_connected(cx, remote)).await?;
+        Ok(stream)
+    }
+
+    fn start_connect(&self, remote: SocketAddrV4) -> Result<TcpStream, ConnectError> {
+        let mut state = self.state();
+        if state.conns.is_full() && !state.recycle_time_wait() {
+            return Err(ConnectError::TooMany(state.limits.connections));
+        }
+        let key = state.free_flow(remote).ok_or(ConnectError::NoPort(remote))?;
+        let (isn, ts_offset) = state.isn_for(&key);
+        let mss = state.mss();
+        let state = &mut *state;
+        let tcb = Tcb::active_open(&mut env!(state), isn, ts_offset, mss);
+        let id =
+            state.conns.insert(key, tcb).ok_or(ConnectError::TooMany(state.limits.connections))?;
+        state.flows.insert(&key, id.number);
+        if let Some(conn) = state.conns.named_mut(id) {
+            conn.facts.insert(Facts::HELD);
+            conn.listener = NONE;
+        }
+        state.schedule_output(id.number);
+        state.rearm(id.number);
+        Ok(TcpStream::new(self.clone(), id))
+    }
+
+    /// Binds a UDP port; 0 chooses a free one.
+    ///
+    /// # Errors
+    /// [`BindError`]
+    pub fn udp_bind(&self, port: u16) -> Result<UdpSocket, BindError> {
+        let (number, port) = self.state().udp_bind(port)?;
+        Ok(UdpSocket::new(self.clone(), number, port))
+    }
+
+    /// Ends after `span`.
+    pub fn sleep(&self, span: Duration) -> Sleep {
+        let until = self.now() + span;
+        self.sleep_until(until)
+    }
+
+    /// Ends at `until`.
+    pub fn sleep_until(&self, until: Instant) -> Sleep {
+        Sleep { stack: self.clone(), until, number: None }
+    }
+
+    /// Runs `future` for at most `span`; `None` if it has not ended by then.
+    pub async fn timeout<F: Future>(&self, span: Duration, future: F) -> Option<F::Output> {
+        let mut sleep = self.sleep(span);
+        let mut future = std::pin::pin!(future);
+        poll_fn(|cx| {
+            if let Poll::Ready(output) = future.as_mut().poll(cx) {
+                return Poll::Ready(Some(output));
+            }
+            Pin::new(&mut sleep).poll(cx).map(|()| None)
+        })
+        .await
+    }
+
+    /// When the current turn of the loop began.
+    pub fn now(&self) -> Instant {
+        self.state().now
+    }
+
+    /// Our address.
+    pub fn address(&self) -> Ipv4Addr {
+        self.state().station.ipv4.address
+    }
+
+    /// The buffers that the shard uses.
+    pub fn arena(&self) -> Arena {
+        self.state().arena.clone()
+    }
+
+    /// Where received frames went.
+    pub fn rx_metrics(&self) -> RxMetrics {
+        self.state().rx_metrics()
+    }
+
+    /// What the shard did.
+    pub fn metrics(&self) -> ShardMetrics {
+        self.state().metrics
+    }
+
+    /// TCP's counters.
+    pub fn tcp_stats(&self) -> TcpStats {
+        self.state().tcp_stats.clone()
+    }
+
+    /// The disk queue's counters.
+    pub fn disk_stats(&self) -> DiskStats {
+        self.state().disk.stats()
+    }
+
+    /// The fill of the arena.
+    pub fn arena_stats(&self) -> ArenaStats {
+        self.state().arena.stats()
+    }
+
+    /// Connections in any state.
+    pub fn connections(&self) -> usize {
+        self.state().conns.len()
+    }
+
+    /// Polls of tasks since start: how often the application was called.
+    pub fn task_polls(&self) -> u64 {
+        self.0.executor.polls()
+    }
+
+    /// Bytes of memory that the shard takes for each connection that it may have: state, flow
+    /// table, timer.
+    pub fn bytes_a_connection() -> usize {
+        // Two 8-byte entries of the flow table (it is at most half full), a wheel node, and a place
+        // in each of the lists that are as long as there are connections.
+        Conns::bytes_each()
+            + 2 * size_of::<u64>()
+            + millstream_timer::TimerWheel::BYTES_A_TIMER
+            + size_of::<u32>()
+            + size_of::<crate::conn::ConnId>()
+    }
+}
+
+impl State {
+    /// A four-tuple to `remote` that is not in use. The first port tried depends on a secret and on
+    /// the destination (RFC 6056 algorithm 3).
+    fn free_flow(&mut self, remote: SocketAddrV4) -> Option<FlowKey> {
+        let ports = u16::MAX - EPHEMERAL_FIRST;
+        let mut key = FlowKey {
+            local: self.station.ipv4.address,
+            remote: *remote.ip(),
+            local_port: 0,
+            remote_port: remote.port(),
+        };
+        let offset = self.hasher.hash(&key) as u16;
+        for _ in 0..ports {
+            self.next_port = self.next_port.wrapping_add(1);
+            key.local_port = EPHEMERAL_FIRST + offset.wrapping_add(self.next_port) % ports;
+            let conns = &self.conns;
+            let used = self.flows.find(&key, |n| conns.get(n).is_some_and(|c| c.key == key));
+            if used.is_none() && self.listener_ports[usize::from(key.local_port)] == 0 {
+                return Some(key);
+            }
+        }
+        None
+    }
+}
+
+/// A future that ends at a time; see [`Stack::sleep`].
+pub struct Sleep {
+    stack: Stack,
+    until: Instant,
+    number: Option<u32>,
+}
+
+impl Future for Sleep {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let until = self.until;
+        let stack = self.stack.clone();
+        let mut state = stack.state();
+        let state = &mut *state;
+        if state.now >= until {
+            return Poll::Ready(());
+        }
+        let number = match self.number {
+            Some(number) => number,
+            None => {
+                let number = state.free_sleepers.pop().unwrap_or_else(|| {
+                    state.sleepers.push(None);
+                    state.sleepers.len() as u32 - 1
+                });
+                if state.sleepers.len() > state.limits.sleepers {
+                    // Bounded like everything else: one too many polls instead of sleeping.
+                    state.sleepers.pop();
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                let timer = state.wheel.insert(until, TOKEN_SLEEP | number);
+                state.sleepers[number as usize] =
+                    Some(Sleeper { waker: None, timer, fired: false });
+                self.number = Some(number);
+                number
+            }
+        };
+        match &mut state.sleepers[number as usize] {
+            Some(sleeper) if !sleeper.fired => {
+                if !sleeper.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+                    sleeper.waker = Some(cx.waker().clone());
+                }
+                Poll::Pending
+            }
+            _ => Poll::Ready(()),
+        }
+    }
+}
+
+impl Drop for Sleep {
+    fn drop(&mut self) {
+        if let Some(number) = self.number {
+            let mut state = self.stack.state();
+            if let Some(sleeper) = state.sleepers[number as usize].take()
+                && let Some(timer) = sleeper.timer
+            {
+                state.wheel.cancel(timer);
+            }
+            state.free_sleepers.push(number);
+        }
+    }
+}

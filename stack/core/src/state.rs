@@ -1,0 +1,518 @@
+//! All that a shard knows, apart from its link and its clock: where frames, timers and disk
+//! completions meet sockets.
+
+use std::collections::VecDeque;
+use std::task::Waker;
+
+use millstream_buf::{Arena, SizeClass, Staging};
+use millstream_disk::DiskQueue;
+use millstream_link::{Capabilities, RxBurst};
+use millstream_tcp::{Env, Events, IsnGenerator, Segment, SliceSlab, TcpStats};
+use millstream_timer::{Instant, TimerId, TimerWheel};
+
+use crate::channel::{Channel, ChannelSlab, Packet, Refused};
+use crate::config::{Limits, ShardConfig};
+use crate::conn::{ConnId, Conns, Facts, NONE};
+use crate::demux::{self, Class, Discard, Station};
+use crate::flow::{FlowHasher, FlowKey, FlowTable};
+use crate::listener::Listener;
+use crate::metrics::{RxMetrics, ShardMetrics};
+use crate::neighbor::Neighbors;
+use crate::output::RawFrame;
+use crate::splice::Splices;
+use crate::udp::UdpPort;
+
+/// What a wheel entry is for: two bits of the token, the rest is a number.
+pub(crate) const TOKEN_KIND: u32 = 3 << 30;
+pub(crate) const TOKEN_CONN: u32 = 0;
+pub(crate) const TOKEN_SLEEP: u32 = 1 << 30;
+pub(crate) const TOKEN_NEIGHBOR: u32 = 2 << 30;
+
+/// Timers fired in one turn at most, so that packets still flow when many fall due at once.
+const TIMERS_A_TURN: usize = 256;
+
+/// Who is served from a channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Receiver {
+    Conn(u32),
+    Listener(u16),
+    Proxy,
+}
+
+/// A task that sleeps.
+pub(crate) struct Sleeper {
+    pub waker: Option<Waker>,
+    pub timer: Option<TimerId>,
+    pub fired: bool,
+}
+
+/// The shard's state.
+pub(crate) struct State {
+    pub now: Instant,
+    pub station: Station,
+    pub capabilities: Capabilities,
+    pub skip_checksums: bool,
+    pub limits: Limits,
+    pub tcp_config: millstream_tcp::Config,
+    pub tcp_stats: TcpStats,
+    pub slices: SliceSlab,
+    pub isn: IsnGenerator,
+    pub hasher: FlowHasher,
+    pub arena: Arena,
+    /// Where small and large writes are copied to.
+    pub staging: Staging,
+    pub staging_blocks: Staging,
+    pub disk: Box<dyn DiskQueue>,
+
+    pub conns: Conns,
+    pub flows: FlowTable,
+    pub listeners: Vec<Option<Listener>>,
+    /// Number plus one of the listener on each port.
+    pub listener_ports: Box<[u16]>,
+    pub udp: Vec<Option<UdpPort>>,
+    /// Number plus one of the UDP socket on each port.
+    pub udp_ports: Box<[u16]>,
+    pub next_port: u16,
+
+    pub channels: ChannelSlab,
+    /// ARP, ICMP, and segments to nobody.
+    pub proxy: Channel,
+    /// Receivers with something in their channels, in order of arrival.
+    pub ready: VecDeque<Receiver>,
+    /// Connections that want to send.
+    pub output: VecDeque<u32>,
+    /// Connections that wait for their next hop's address.
+    pub awaiting_neighbor: Vec<ConnId>,
+    /// Connections in TIME_WAIT, oldest first.
+    pub time_wait: VecDeque<ConnId>,
+    /// Packets other than TCP's that want to be sent.
+    pub raw: VecDeque<RawFrame>,
+
+    pub wheel: TimerWheel,
+    pub sleepers: Vec<Option<Sleeper>>,
+    pub free_sleepers: Vec<u32>,
+    pub neighbors: Neighbors,
+    pub neighbor_timer: Option<TimerId>,
+    pub splices: Splices,
+    /// The segment that is being sent.
+    pub segment: Segment,
+    pub rx: RxMetrics,
+    pub metrics: ShardMetrics,
+    /// ICMP messages that may still be sent in the current second.
+    pub icmp_credit: u32,
+    pub icmp_second: u64,
+}
+
+/// TCP's view of the shard, borrowed field by field so that a connection can be borrowed beside it.
+macro_rules! env {
+    ($state:expr) => {
+        millstream_tcp::Env {
+            now: $state.now,
+            config: &$state.tcp_config,
+            slices: &mut $state.slices,
+            stats: &mut $state.tcp_stats,
+        }
+    };
+}
+pub(crate) use env;
+
+impl State {
+    pub fn new(
+        config: ShardConfig,
+        capabilities: Capabilities,
+        arena: Arena,
+        disk: Box<dyn DiskQueue>,
+        now: Instant,
+    ) -> Self {
+        let ShardConfig { ipv4, limits, tcp, secret, skip_checksums } = config;
+        let word = |i: usize| {
+            let mut bytes = [0; 8];
+            bytes.copy_from_slice(&secret[i * 8..i * 8 + 8]);
+            u64::from_ne_bytes(bytes)
+        };
+        let hasher = FlowHasher::new([word(0), word(1), word(2)]);
+        let mut isn_key = [0; 16];
+        isn_key.copy_from_slice(&secret[16..]);
+        // Connections, sleepers, and the one for neighbours.
+        let timers = limits.connections + limits.sleepers + 1;
+        Self {
+            now,
+            station: Station { mac: capabilities.mac, ipv4, skip_checksums },
+            skip_checksums,
+            limits,
+            tcp_config: tcp,
+            tcp_stats: TcpStats::default(),
+            slices: SliceSlab::with_capacity(limits.slices),
+            isn: IsnGenerator::new(isn_key),
+            hasher,
+            staging: Staging::new(arena.clone(), SizeClass::Frame),
+            staging_blocks: Staging::new(arena.clone(), SizeClass::Block),
+            arena,
+            disk,
+            conns: Conns::new(limits.connections),
+            flows: FlowTable::new(hasher, limits.connections),
+            listeners: Vec::new(),
+            listener_ports: vec![0; 1 << 16].into_boxed_slice(),
+            udp: Vec::new(),
+            udp_ports: vec![0; 1 << 16].into_boxed_slice(),
+            next_port: (word(3) as u16) | 0x8000,
+            channels: ChannelSlab::with_capacity(limits.channel_packets),
+            proxy: Channel::default(),
+            ready: VecDeque::with_capacity(limits.channel_packets.min(limits.connections) + 64),
+            output: VecDeque::with_capacity(limits.connections),
+            awaiting_neighbor: Vec::new(),
+            time_wait: VecDeque::with_capacity(limits.connections),
+            raw: VecDeque::with_capacity(crate::output::RAW_MAX),
+            wheel: TimerWheel::with_capacity(timers, now),
+            sleepers: Vec::new(),
+            free_sleepers: Vec::new(),
+            neighbors: Neighbors::default(),
+            neighbor_timer: None,
+            splices: Splices::new(limits.disk_depth),
+            segment: Segment::default(),
+            rx: RxMetrics::default(),
+            metrics: ShardMetrics::default(),
+            icmp_credit: 0,
+            icmp_second: u64::MAX,
+            capabilities,
+        }
+    }
+
+    // ---- Frames in -------------------------------------------------------------------------
+
+    /// Puts the frames of a burst into their receivers' channels.
+    #[inline]
+    pub fn receive(&mut self, burst: &mut RxBurst) {
+        self.rx.frames_in += burst.len() as u64;
+        for frame in burst.drain(..) {
+            match demux::classify(&self.station, frame) {
+                Ok((Class::Tcp(key), packet)) => self.receive_tcp(&key, packet),
+                Ok((Class::Udp(port), packet)) => self.receive_udp(port, packet),
+                Ok((Class::Icmp | Class::Arp, packet)) => self.receive_proxy(packet),
+                Err(discard) => self.count_discard(discard),
+            }
+        }
+    }
+
+    #[inline]
+    fn receive_tcp(&mut self, key: &FlowKey, packet: Packet) {
+        let conns = &self.conns;
+        let found = self.flows.find(key, |number| conns.get(number).is_some_and(|c| c.key == *key));
+        if let Some(number) = found
+            && let Some(conn) = self.conns.get_mut(number)
+        {
+            match self.channels.push(&mut conn.channel, packet, self.limits.connection_packets) {
+                Ok(()) => {
+                    if !conn.channel.scheduled {
+                        conn.channel.scheduled = true;
+                        self.ready.push_back(Receiver::Conn(number));
+                    }
+                }
+                Err(Refused::ChannelFull) => self.rx.drop_connection_channel_full += 1,
+                Err(Refused::SlabFull) => self.rx.drop_channels_exhausted += 1,
+            }
+            return;
+        }
+        self.receive_tcp_unconnected(key, packet);
+    }
+
+    fn receive_tcp_unconnected(&mut self, key: &FlowKey, packet: Packet) {
+        let number = self.listener_ports[usize::from(key.local_port)];
+        let listener = number
+            .checked_sub(1)
+            .and_then(|number| self.listeners.get_mut(usize::from(number)))
+            .and_then(Option::as_mut);
+        let Some(listener) = listener else { return self.receive_proxy(packet) };
+        match self.channels.push(&mut listener.channel, packet, self.limits.socket_packets) {
+            Ok(()) => {
+                if !listener.channel.scheduled {
+                    listener.channel.scheduled = true;
+                    self.ready.push_back(Receiver::Listener(number - 1));
+                }
+            }
+            Err(Refused::ChannelFull) => self.rx.drop_listener_channel_full += 1,
+            Err(Refused::SlabFull) => self.rx.drop_channels_exhausted += 1,
+        }
+    }
+
+    fn receive_proxy(&mut self, packet: Packet) {
+        match self.channels.push(&mut self.proxy, packet, self.limits.socket_packets) {
+            Ok(()) => {
+                if !self.proxy.scheduled {
+                    self.proxy.scheduled = true;
+                    self.ready.push_back(Receiver::Proxy);
+                }
+            }
+            Err(Refused::ChannelFull) => self.rx.drop_proxy_channel_full += 1,
+            Err(Refused::SlabFull) => self.rx.drop_channels_exhausted += 1,
+        }
+    }
+
+    #[cold]
+    fn count_discard(&mut self, discard: Discard) {
+        let rx = &mut self.rx;
+        *match discard {
+            Discard::Malformed => &mut rx.drop_malformed,
+            Discard::EtherType => &mut rx.drop_ethertype,
+            Discard::NotForUs => &mut rx.drop_not_for_us,
+            Discard::Fragment => &mut rx.drop_fragment,
+            Discard::IpChecksum => &mut rx.drop_ip_checksum,
+            Discard::L4Checksum => &mut rx.drop_l4_checksum,
+            Discard::Protocol => &mut rx.drop_protocol,
+        } += 1;
+    }
+
+    /// Serves the channels that have something, first come first served, each to its end.
+    #[inline]
+    pub fn serve(&mut self) {
+        for _ in 0..self.ready.len() {
+            match self.ready.pop_front() {
+                Some(Receiver::Conn(number)) => self.serve_conn(number),
+                Some(Receiver::Listener(number)) => self.serve_listener(number),
+                Some(Receiver::Proxy) => self.serve_proxy(),
+                None => break,
+            }
+        }
+    }
+
+    // ---- Time ------------------------------------------------------------------------------
+
+    /// Fires what is due. Returns how many timers that were.
+    pub fn fire_timers(&mut self) -> usize {
+        for count in 0..TIMERS_A_TURN {
+            let Some(token) = self.wheel.pop_expired(self.now) else { return count };
+            let number = token & !TOKEN_KIND;
+            match token & TOKEN_KIND {
+                TOKEN_CONN => self.fire_conn_timer(number),
+                TOKEN_SLEEP => self.fire_sleeper(number),
+                _ => self.fire_neighbor_timer(),
+            }
+        }
+        TIMERS_A_TURN
+    }
+
+    fn fire_conn_timer(&mut self, number: u32) {
+        let Some(conn) = self.conns.get_mut(number) else { return };
+        conn.timer = None;
+        conn.timer_at = Instant::FAR_FUTURE;
+        let events = if conn.tcb.deadline() <= self.now {
+            conn.tcb.on_timer(&mut env!(self))
+        } else {
+            Events::empty()
+        };
+        self.after_events(number, events);
+    }
+
+    /// Makes sure that the wheel fires no later than TCP wants. Later deadlines move nothing: the
+    /// entry fires early, finds nothing due, and is put where it belongs. So the usual case, a
+    /// retransmission timer that each ACK pushes back, touches the wheel a few times a second.
+    #[inline]
+    pub fn rearm(&mut self, number: u32) {
+        let Some(conn) = self.conns.get_mut(number) else { return };
+        let at = conn.tcb.deadline();
+        if at < conn.timer_at {
+            if let Some(timer) = conn.timer.take() {
+                self.wheel.cancel(timer);
+            }
+            conn.timer = self.wheel.insert(at, TOKEN_CONN | number);
+            conn.timer_at = at;
+        }
+    }
+
+    fn fire_sleeper(&mut self, number: u32) {
+        if let Some(Some(sleeper)) = self.sleepers.get_mut(number as usize) {
+            sleeper.timer = None;
+            sleeper.fired = true;
+            if let Some(waker) = sleeper.waker.take() {
+                waker.wake();
+            }
+        }
+    }
+
+    // ---- Connections -----------------------------------------------------------------------
+
+    /// Puts a connection on the list of those that want to send.
+    #[inline]
+    pub fn schedule_output(&mut self, number: u32) {
+        if let Some(conn) = self.conns.get_mut(number)
+            && !conn.facts.contains(Facts::IN_OUTPUT)
+        {
+            conn.facts.insert(Facts::IN_OUTPUT);
+            self.output.push_back(number);
+        }
+    }
+
+    /// Acts on what TCP reported of a connection.
+    #[inline]
+    pub fn after_events(&mut self, number: u32, events: Events) {
+        const RARE: Events = Events::ESTABLISHED
+            .union(Events::RESET)
+            .union(Events::REFUSED)
+            .union(Events::TIMED_OUT)
+            .union(Events::CLOSED)
+            .union(Events::TIME_WAIT);
+        let Some(conn) = self.conns.get_mut(number) else { return };
+        if events.intersects(Events::READABLE | Events::PEER_CLOSED)
+            && conn.facts.contains(Facts::READ_WAITING)
+        {
+            conn.facts.remove(Facts::READ_WAITING);
+            if let Some(waker) = &conn.read_waker {
+                waker.wake_by_ref();
+            }
+        }
+        if events.intersects(Events::WRITABLE | Events::ACKED) {
+            if conn.splice != NONE {
+                self.splice_progress(number);
+            } else if conn.facts.contains(Facts::WRITE_WAITING) {
+                conn.facts.remove(Facts::WRITE_WAITING);
+                if let Some(waker) = &conn.write_waker {
+                    waker.wake_by_ref();
+                }
+            }
+        }
+        if events.contains(Events::TRANSMIT) {
+            self.schedule_output(number);
+        }
+        if events.intersects(RARE) {
+            self.after_rare_events(number, events);
+        }
+        self.rearm(number);
+    }
+
+    #[cold]
+    fn after_rare_events(&mut self, number: u32, events: Events) {
+        let Some(conn) = self.conns.get_mut(number) else { return };
+        let id = ConnId { number, generation: conn.generation };
+        if events.contains(Events::ESTABLISHED) {
+            conn.facts.insert(Facts::ESTABLISHED);
+            if conn.listener == NONE {
+                self.metrics.connected += 1;
+            } else {
+                self.offer_to_listener(id);
+            }
+            self.wake_both(number);
+        }
+        if events.contains(Events::TIME_WAIT) {
+            self.enter_time_wait(id);
+        }
+        if events.intersects(Events::RESET | Events::REFUSED | Events::TIMED_OUT | Events::CLOSED) {
+            self.wake_both(number);
+        }
+        if events.contains(Events::CLOSED) {
+            self.conn_closed(number);
+        }
+    }
+
+    fn enter_time_wait(&mut self, id: ConnId) {
+        if let Some(conn) = self.conns.named_mut(id)
+            && !conn.facts.contains(Facts::IN_TIME_WAIT)
+        {
+            conn.facts.insert(Facts::IN_TIME_WAIT);
+            // The list is as long as there are connections; names of those that ended earlier are
+            // dropped when they come to the front, or here if they fill it.
+            if self.time_wait.len() == self.limits.connections {
+                let conns = &self.conns;
+                self.time_wait.retain(|id| conns.named(*id).is_some());
+            }
+            self.time_wait.push_back(id);
+        }
+    }
+
+    /// Frees the connection that has been in TIME_WAIT longest and that no application holds.
+    pub fn recycle_time_wait(&mut self) -> bool {
+        while let Some(id) = self.time_wait.pop_front() {
+            if self.conns.named(id).is_some_and(|conn| !conn.facts.contains(Facts::HELD)) {
+                self.remove_conn(id.number);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Wakes whoever waits on a connection, for reading or writing.
+    pub fn wake_both(&mut self, number: u32) {
+        let Some(conn) = self.conns.get_mut(number) else { return };
+        conn.facts.remove(Facts::READ_WAITING | Facts::WRITE_WAITING);
+        for waker in [&conn.read_waker, &conn.write_waker].into_iter().flatten() {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// TCP has nothing left to do for a connection: others may have its addresses. Its number is
+    /// freed when the application lets go of it.
+    pub fn conn_closed(&mut self, number: u32) {
+        let Some(conn) = self.conns.get_mut(number) else { return };
+        if !conn.facts.contains(Facts::CLOSED) {
+            conn.facts.insert(Facts::CLOSED);
+            let (key, listener) = (conn.key, conn.listener);
+            let half_open = conn.facts.contains(Facts::HALF_OPEN);
+            conn.facts.remove(Facts::HALF_OPEN);
+            self.flows.remove(&key, number);
+            if half_open {
+                self.half_open_ended(listener);
+            }
+            self.splice_abandon(number);
+        }
+        if self.conns.get(number).is_some_and(|conn| !conn.facts.contains(Facts::HELD)) {
+            self.remove_conn(number);
+        }
+    }
+
+    /// Takes a connection out of everything, whatever its state.
+    pub fn remove_conn(&mut self, number: u32) {
+        self.splice_abandon(number);
+        let Some(mut conn) = self.conns.remove(number) else { return };
+        if !conn.facts.contains(Facts::CLOSED) {
+            self.flows.remove(&conn.key, number);
+        }
+        if conn.facts.contains(Facts::HALF_OPEN) {
+            self.half_open_ended(conn.listener);
+        }
+        if let Some(timer) = conn.timer {
+            self.wheel.cancel(timer);
+        }
+        let dropped = self.channels.clear(&mut conn.channel);
+        self.rx.drop_socket_closed += dropped;
+        conn.tcb.release(&mut self.slices);
+        // `ready` and `output` may still name the number; a new owner is served once for nothing.
+    }
+
+    /// The application lets go of a connection: an orderly close, or a reset if it leaves data
+    /// unread (RFC 2525 section 2.17) or a file half sent.
+    pub fn let_go(&mut self, id: ConnId) {
+        let Some(conn) = self.conns.named_mut(id) else { return };
+        conn.facts.remove(Facts::HELD | Facts::READ_WAITING | Facts::WRITE_WAITING);
+        conn.read_waker = None;
+        conn.write_waker = None;
+        if conn.facts.contains(Facts::CLOSED) {
+            return self.remove_conn(id.number);
+        }
+        let mut env = env!(self);
+        if conn.splice != NONE {
+            conn.tcb.abort(&mut env);
+        }
+        conn.tcb.close(&mut env);
+        conn.tcb.detach(&mut env);
+        self.splice_abandon(id.number);
+        self.settle(id.number);
+    }
+
+    /// After an action of the application: sends what it caused, sets timers, notices the end.
+    pub fn settle(&mut self, number: u32) {
+        let Some(conn) = self.conns.get(number) else { return };
+        if conn.tcb.wants_transmit() {
+            self.schedule_output(number);
+        } else if conn.tcb.state() == millstream_tcp::State::Closed {
+            return self.conn_closed(number);
+        }
+        self.rearm(number);
+    }
+
+    /// Frames waiting in channels, for the account of [`RxMetrics`].
+    pub fn rx_metrics(&self) -> RxMetrics {
+        RxMetrics { frames_waiting: self.channels.used() as u64, ..self.rx }
+    }
+}
+
+/// Keeps the compiler from growing `Env` unnoticed on the hot path.
+const _: () = assert!(size_of::<Env<'_>>() <= 32);

@@ -1,0 +1,212 @@
+//! UDP sockets. A packet stays in its channel, unlooked at, until the application receives it:
+//! lazy receiver processing as LRP does it for UDP.
+
+use std::future::poll_fn;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::task::{Context, Poll, Waker};
+
+use millstream_buf::IoBuf;
+use millstream_link::TxOffload;
+use millstream_wire::checksum::Sum;
+use millstream_wire::{ipv4, udp};
+
+use crate::channel::{Channel, Packet, Refused};
+use crate::output::RawFrame;
+use crate::stack::Stack;
+use crate::state::State;
+
+/// The shard's side of a socket.
+pub(crate) struct UdpPort {
+    pub port: u16,
+    pub channel: Channel,
+    pub waker: Option<Waker>,
+}
+
+/// Why a UDP port cannot be bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BindError {
+    /// Somebody has it.
+    #[error("UDP port {0} is already in use on this shard; choose another")]
+    InUse(u16),
+    /// No port is free.
+    #[error("no UDP port is free")]
+    NoPort,
+}
+
+/// Why a datagram cannot be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SendToError {
+    /// It does not fit one packet.
+    #[error("a datagram of {0} bytes does not fit the link's packets; at most {1} do")]
+    TooLong(usize, usize),
+    /// No route to the destination.
+    #[error("there is no route to {0}; set a gateway")]
+    NoRoute(Ipv4Addr),
+    /// No buffer is free.
+    #[error("no buffer is free; try again")]
+    NoBuffer,
+}
+
+impl State {
+    /// Puts a packet into the channel of its port's socket.
+    pub fn receive_udp(&mut self, port: u16, packet: Packet) {
+        let number = self.udp_ports[usize::from(port)];
+        let socket = number
+            .checked_sub(1)
+            .and_then(|number| self.udp.get_mut(usize::from(number)))
+            .and_then(Option::as_mut);
+        let Some(socket) = socket else {
+            self.rx.drop_udp_no_socket += 1;
+            return self.send_port_unreachable(&packet);
+        };
+        match self.channels.push(&mut socket.channel, packet, self.limits.socket_packets) {
+            Ok(()) => {
+                if let Some(waker) = socket.waker.take() {
+                    waker.wake();
+                }
+            }
+            Err(Refused::ChannelFull) => self.rx.drop_udp_channel_full += 1,
+            Err(Refused::SlabFull) => self.rx.drop_channels_exhausted += 1,
+        }
+    }
+
+    pub fn udp_bind(&mut self, port: u16) -> Result<(u16, u16), BindError> {
+        let port = match port {
+            0 => (0x8000..=u16::MAX)
+                .find(|&port| self.udp_ports[usize::from(port)] == 0)
+                .ok_or(BindError::NoPort)?,
+            port if self.udp_ports[usize::from(port)] != 0 => return Err(BindError::InUse(port)),
+            port => port,
+        };
+        let number = match self.udp.iter().position(Option::is_none) {
+            Some(number) => number,
+            None => {
+                self.udp.push(None);
+                self.udp.len() - 1
+            }
+        };
+        self.udp[number] = Some(UdpPort { port, channel: Channel::default(), waker: None });
+        self.udp_ports[usize::from(port)] = number as u16 + 1;
+        Ok((number as u16, port))
+    }
+
+    fn udp_close(&mut self, number: u16) {
+        if let Some(mut socket) = self.udp.get_mut(usize::from(number)).and_then(Option::take) {
+            self.udp_ports[usize::from(socket.port)] = 0;
+            self.rx.drop_socket_closed += self.channels.clear(&mut socket.channel);
+        }
+    }
+
+    /// Takes the oldest good datagram of a socket.
+    fn udp_recv(&mut self, number: u16) -> Option<(IoBuf, SocketAddrV4)> {
+        loop {
+            let socket = self.udp.get_mut(usize::from(number))?.as_mut()?;
+            let packet = self.channels.pop(&mut socket.channel)?;
+            let (src, dst) = packet.ipv4_addresses();
+            let Ok(header) = udp::Header::parse(packet.l4()) else {
+                self.rx.drop_malformed += 1;
+                continue;
+            };
+            if !packet.checksum_good && !header.verify_checksum(src, dst, packet.l4()) {
+                self.rx.drop_l4_checksum += 1;
+                continue;
+            }
+            self.rx.delivered_udp += 1;
+            let start = usize::from(packet.l4_offset) + udp::HEADER_LEN;
+            let end = usize::from(packet.l4_offset) + usize::from(header.len);
+            let data = packet.frame.slice(start..end);
+            return Some((data, SocketAddrV4::new(src, header.src_port)));
+        }
+    }
+
+    fn udp_send(&mut self, number: u16, data: &[u8], to: SocketAddrV4) -> Result<(), SendToError> {
+        let max = usize::from(self.capabilities.mtu) - ipv4::HEADER_LEN - udp::HEADER_LEN;
+        if data.len() > max {
+            return Err(SendToError::TooLong(data.len(), max));
+        }
+        let Some(socket) = self.udp.get(usize::from(number)).and_then(Option::as_ref) else {
+            return Ok(());
+        };
+        let repr = udp::Repr {
+            src_port: socket.port,
+            dst_port: to.port(),
+            payload_len: data.len() as u16,
+        };
+        let via = self.via(*to.ip()).ok_or(SendToError::NoRoute(*to.ip()))?;
+        let mut header =
+            self.ipv4_header(*to.ip(), ipv4::Protocol::UDP, udp::HEADER_LEN, data.len());
+        let mut sum = Sum::new();
+        sum.add_bytes(data);
+        repr.emit(&mut header[34..], self.station.ipv4.address, *to.ip(), sum);
+        let payload = self.stage_whole(data).ok_or(SendToError::NoBuffer)?;
+        let until = self.raw_deadline();
+        let offload = TxOffload::default();
+        self.send_raw(RawFrame { via, header, payload, offload, until });
+        Ok(())
+    }
+
+    /// Copies a datagram into one slice; an empty one needs none.
+    fn stage_whole(&mut self, data: &[u8]) -> Option<Option<IoBuf>> {
+        if data.is_empty() {
+            return Some(None);
+        }
+        let mut slice = self.staging.put(data)?;
+        if slice.len() < data.len() {
+            // It straddled the end of the staging buffer; a fresh one holds it whole.
+            slice = self.staging.put(data)?;
+        }
+        self.metrics.copied_api_bytes += data.len() as u64;
+        (slice.len() == data.len()).then_some(Some(slice))
+    }
+}
+
+/// A UDP socket.
+pub struct UdpSocket {
+    stack: Stack,
+    number: u16,
+    port: u16,
+}
+
+impl UdpSocket {
+    pub(crate) fn new(stack: Stack, number: u16, port: u16) -> Self {
+        Self { stack, number, port }
+    }
+
+    /// The port that it is bound to.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Waits for a datagram and returns its payload, as it lies in the received frame, and its
+    /// sender.
+    pub async fn recv_from(&self) -> (IoBuf, SocketAddrV4) {
+        poll_fn(|cx| self.poll_recv_from(cx)).await
+    }
+
+    /// The polled form of [`Self::recv_from`].
+    pub fn poll_recv_from(&self, cx: &mut Context<'_>) -> Poll<(IoBuf, SocketAddrV4)> {
+        let mut state = self.stack.state();
+        if let Some(datagram) = state.udp_recv(self.number) {
+            return Poll::Ready(datagram);
+        }
+        if let Some(Some(socket)) = state.udp.get_mut(usize::from(self.number)) {
+            socket.waker = Some(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    /// Sends a datagram. It is copied and the call returns at once; it is dropped and counted if it
+    /// has to wait too long for the neighbour's address.
+    ///
+    /// # Errors
+    /// [`SendToError`]
+    pub fn send_to(&self, data: &[u8], to: SocketAddrV4) -> Result<(), SendToError> {
+        self.stack.state().udp_send(self.number, data, to)
+    }
+}
+
+impl Drop for UdpSocket {
+    fn drop(&mut self) {
+        self.stack.state().udp_close(self.number);
+    }
+}

@@ -1,0 +1,436 @@
+//! One connection: requests in, responses out, in order.
+
+use std::future::{Future, poll_fn};
+use std::ops::Range;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use millstream_buf::IoBuf;
+use millstream_core::{SendFileError, Sleep, Stack, TcpStream};
+use millstream_disk::File;
+use millstream_timer::Instant;
+
+use crate::answer::{Answer, Body, Head, Reply, Then};
+use crate::response::Status;
+use crate::server::Shared;
+
+/// Bytes that are thrown away after an error before the connection is given up.
+const LINGER_BYTES_MAX: usize = 256 << 10;
+
+/// Why a connection ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// As agreed.
+    Done,
+    /// The peer or the network ended it.
+    Broken,
+    /// The disk failed; the stack has reset it.
+    Disk,
+    /// No request came.
+    Idle,
+    /// The peer reads too slowly.
+    SlowReader,
+}
+
+/// Received bytes that are not answered yet. They lie in a received frame as long as a request is
+/// whole there, else in a vector.
+struct Input {
+    slice: Option<IoBuf>,
+    partial: Vec<u8>,
+    /// Bytes of `partial` that are answered.
+    at: usize,
+    shared: Rc<Shared>,
+}
+
+impl Input {
+    #[inline]
+    fn bytes(&self) -> &[u8] {
+        match &self.slice {
+            Some(slice) => slice,
+            None => self.partial.get(self.at..).unwrap_or_default(),
+        }
+    }
+
+    #[inline]
+    fn consume(&mut self, count: usize) {
+        match &mut self.slice {
+            Some(slice) if count < slice.len() => slice.advance(count),
+            Some(_) => self.slice = None,
+            None => {
+                self.at += count;
+                if self.at >= self.partial.len() {
+                    self.forget();
+                }
+            }
+        }
+    }
+
+    fn forget(&mut self) {
+        self.shared.add_partial(-(self.partial.len() as isize));
+        self.partial = Vec::new();
+        self.at = 0;
+    }
+
+    /// Moves what is left out of the received frame, which then goes back to the driver: a peer
+    /// that lets us wait must not hold a frame meanwhile.
+    fn stash(&mut self) {
+        if let Some(slice) = self.slice.take() {
+            self.append(&slice);
+        }
+    }
+
+    fn append(&mut self, bytes: &[u8]) {
+        if self.at > 0 {
+            self.partial.drain(..self.at.min(self.partial.len()));
+            self.shared.add_partial(-(self.at as isize));
+            self.at = 0;
+        }
+        self.partial.extend_from_slice(bytes);
+        self.shared.add_partial(bytes.len() as isize);
+    }
+
+    /// Takes a received slice. `false` if it cannot complete a request: it has no end of a line.
+    #[inline]
+    fn take(&mut self, slice: IoBuf) -> bool {
+        if self.slice.is_none() && self.partial.is_empty() {
+            self.slice = Some(slice);
+            return true;
+        }
+        self.stash();
+        self.append(&slice);
+        slice.contains(&b'\n')
+    }
+}
+
+impl Drop for Input {
+    fn drop(&mut self) {
+        self.forget();
+    }
+}
+
+/// The one timer of a connection. Its deadline moves with every request; the timer itself is set
+/// only when it is needed earlier than it stands, or has fired.
+struct Pace {
+    stack: Stack,
+    deadline: Instant,
+    sleep: Option<(Sleep, Instant)>,
+    /// While sending waits: bytes acknowledged when the current time of grace began.
+    grace: Option<u64>,
+    timeout: Duration,
+    bytes_min: u64,
+}
+
+impl Pace {
+    /// Ready when the deadline has passed.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let now = self.stack.now();
+        loop {
+            if now >= self.deadline {
+                return Poll::Ready(());
+            }
+            let deadline = self.deadline;
+            let stands = self.sleep.as_ref().is_some_and(|(_, at)| *at <= deadline && *at > now);
+            if !stands {
+                self.sleep = Some((self.stack.sleep_until(deadline), deadline));
+            }
+            match &mut self.sleep {
+                Some((sleep, _)) if Pin::new(&mut *sleep).poll(cx).is_pending() => {
+                    return Poll::Pending;
+                }
+                _ => self.sleep = None,
+            }
+        }
+    }
+
+    /// Sending waits. Ready when the peer has taken too little for too long.
+    fn poll_stall(&mut self, cx: &mut Context<'_>, stream: &TcpStream) -> Poll<()> {
+        let acked = || stream.info().map_or(u64::MAX, |info| info.bytes_acked);
+        loop {
+            match self.grace {
+                Some(_) if self.poll(cx).is_pending() => return Poll::Pending,
+                Some(before) if acked().saturating_sub(before) < self.bytes_min => {
+                    return Poll::Ready(());
+                }
+                _ => {
+                    self.grace = Some(acked());
+                    self.deadline = self.stack.now() + self.timeout;
+                }
+            }
+        }
+    }
+}
+
+pub(crate) struct Connection {
+    shared: Rc<Shared>,
+    stream: TcpStream,
+    input: Input,
+    pace: Pace,
+}
+
+impl Connection {
+    pub fn new(shared: Rc<Shared>, stream: TcpStream) -> Self {
+        stream.set_nodelay(true);
+        let stack = stream.stack().clone();
+        let timeouts = shared.config.timeouts;
+        let pace = Pace {
+            deadline: stack.now() + timeouts.header,
+            stack,
+            sleep: None,
+            grace: None,
+            timeout: timeouts.send,
+            bytes_min: timeouts.send_bytes_min,
+        };
+        let input =
+            Input { slice: None, partial: Vec::new(), at: 0, shared: Rc::clone(&shared) };
+        Self { shared, stream, input, pace }
+    }
+
+    /// Serves it to its end.
+    pub async fn run(mut self) {
+        let end = self.serve().await.err().unwrap_or(End::Done);
+        let stats = &mut self.shared.site.borrow_mut().stats;
+        match end {
+            End::Done => {}
+            End::Broken => stats.connections_broken += 1,
+            End::Disk => stats.disk_errors += 1,
+            End::Idle => stats.timeouts_idle += 1,
+            End::SlowReader => stats.timeouts_send += 1,
+        }
+        if end == End::SlowReader {
+            self.stream.abort();
+        }
+    }
+
+    async fn serve(&mut self) -> Result<(), End> {
+        let mut fresh = true;
+        loop {
+            let bytes = self.input.bytes();
+            let answer = if bytes.is_empty() || !fresh {
+                Answer::Partial
+            } else {
+                let now = self.pace.stack.now();
+                self.shared.site.borrow_mut().answer(bytes, now)
+            };
+            let reply = match answer {
+                Answer::Reply(reply, consumed) => {
+                    self.input.consume(consumed);
+                    fresh = true;
+                    reply
+                }
+                Answer::Partial => match self.receive().await? {
+                    Received::Bytes { complete } => {
+                        fresh = complete;
+                        let Some(status) = self.too_much() else { continue };
+                        self.refuse(status)
+                    }
+                    Received::End => return Ok(()),
+                    Received::TooSlow => self.refuse(Status::REQUEST_TIMEOUT),
+                },
+            };
+            let then = reply.then;
+            self.send(reply).await?;
+            match then {
+                Then::Stay => {
+                    let timeouts = &self.shared.config.timeouts;
+                    let begun = !self.input.bytes().is_empty();
+                    let span = if begun { timeouts.header } else { timeouts.idle };
+                    self.pace.deadline = self.pace.stack.now() + span;
+                }
+                Then::Close => return Ok(()),
+                Then::Linger => {
+                    self.linger().await;
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn refuse(&mut self, status: Status) -> Reply {
+        let mut site = self.shared.site.borrow_mut();
+        if status == Status::REQUEST_TIMEOUT {
+            site.stats.timeouts_header += 1;
+        }
+        site.refuse(status, true, self.pace.stack.now())
+    }
+
+    /// The status for a beginning of a request that will not be waited for any longer.
+    fn too_much(&mut self) -> Option<Status> {
+        if self.input.slice.is_some() {
+            return None;
+        }
+        let bytes = self.input.bytes();
+        if bytes.len() > self.shared.config.head_bytes_max {
+            // It may be whole by now.
+            let whole = matches!(crate::request::parse(bytes), crate::request::Parsed::Request(..));
+            let line_ended = bytes.contains(&b'\n');
+            return match (whole, line_ended) {
+                (true, _) => None,
+                (false, true) => Some(Status::FIELDS_TOO_LARGE),
+                (false, false) => Some(Status::URI_TOO_LONG),
+            };
+        }
+        (self.shared.partial_bytes() > self.shared.config.partial_bytes_max)
+            .then_some(Status::UNAVAILABLE)
+    }
+
+    /// Waits for the next slice.
+    async fn receive(&mut self) -> Result<Received, End> {
+        let Self { shared, stream, input, pace } = self;
+        // Empty lines between requests are skipped (RFC 9112 section 2.2).
+        input.consume(empty_lines(input.bytes()));
+        if input.slice.is_some() {
+            // A request that goes on in the next slice; its time begins now.
+            pace.deadline = pace.deadline.min(pace.stack.now() + shared.config.timeouts.header);
+            input.stash();
+        }
+        poll_fn(|cx| {
+            let slice = match stream.poll_read_buf(cx) {
+                Poll::Ready(Ok(Some(slice))) => slice,
+                Poll::Ready(Ok(None)) => return Poll::Ready(Ok(Received::End)),
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(End::Broken)),
+                Poll::Pending => {
+                    let waits = input.bytes().is_empty();
+                    if waits && shared.is_draining() {
+                        return Poll::Ready(Ok(Received::End));
+                    }
+                    return pace.poll(cx).map(|()| match waits {
+                        true => Err(End::Idle),
+                        false => Ok(Received::TooSlow),
+                    });
+                }
+            };
+            let mut slice = slice;
+            if input.bytes().is_empty() {
+                slice.advance(empty_lines(&slice));
+                if slice.is_empty() {
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+            }
+            let complete = input.take(slice);
+            Poll::Ready(Ok(Received::Bytes { complete }))
+        })
+        .await
+    }
+
+    #[inline]
+    async fn send(&mut self, reply: Reply) -> Result<(), End> {
+        self.pace.grace = None;
+        match reply.head {
+            Head::Shared(head) => self.send_slice(head).await?,
+            Head::Scratch => self.send_scratch().await?,
+        }
+        match reply.body {
+            Body::None => Ok(()),
+            Body::Slices(slices, range) => self.send_slices(&slices, range).await,
+            Body::File(file, range) => self.send_file(file, range).await,
+        }
+    }
+
+    async fn send_slice(&mut self, mut slice: IoBuf) -> Result<(), End> {
+        let Self { stream, input, pace, .. } = self;
+        poll_fn(|cx| {
+            while !slice.is_empty() {
+                match stream.poll_send_buf(cx, &mut slice) {
+                    Poll::Ready(Ok(())) => {}
+                    Poll::Ready(Err(_)) => return Poll::Ready(Err(End::Broken)),
+                    Poll::Pending => {
+                        input.stash();
+                        return pace.poll_stall(cx, stream).map(|()| Err(End::SlowReader));
+                    }
+                }
+            }
+            Poll::Ready(Ok(()))
+        })
+        .await
+    }
+
+    async fn send_slices(&mut self, slices: &[IoBuf], range: Range<usize>) -> Result<(), End> {
+        let mut start = 0;
+        for slice in slices {
+            let end = start + slice.len();
+            let (from, to) = (range.start.clamp(start, end), range.end.clamp(start, end));
+            if from < to {
+                self.send_slice(slice.slice(from - start..to - start)).await?;
+            }
+            start = end;
+        }
+        Ok(())
+    }
+
+    /// Sends what the answer left in the scratch buffer. It is copied out of there before anybody
+    /// else can run: into the send queue, or what does not fit, into a vector.
+    async fn send_scratch(&mut self) -> Result<(), End> {
+        let Self { shared, stream, input, pace } = self;
+        let mut rest: Option<Vec<u8>> = None;
+        poll_fn(|cx| {
+            let site = shared.site.borrow();
+            let mut bytes: &[u8] = rest.as_deref().unwrap_or(&site.scratch);
+            let waits = loop {
+                if bytes.is_empty() {
+                    return Poll::Ready(Ok(()));
+                }
+                match stream.poll_write(cx, bytes) {
+                    Poll::Ready(Ok(count)) => bytes = bytes.get(count..).unwrap_or_default(),
+                    Poll::Ready(Err(_)) => return Poll::Ready(Err(End::Broken)),
+                    Poll::Pending => break bytes.to_vec(),
+                }
+            };
+            drop(site);
+            rest = Some(waits);
+            input.stash();
+            pace.poll_stall(cx, stream).map(|()| Err(End::SlowReader))
+        })
+        .await
+    }
+
+    async fn send_file(&mut self, file: File, range: Range<u64>) -> Result<(), End> {
+        let Self { stream, input, pace, .. } = self;
+        input.stash();
+        let mut sending = pin!(stream.send_file(&file, range));
+        poll_fn(|cx| match sending.as_mut().poll(cx) {
+            Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
+            Poll::Ready(Err(SendFileError::Disk { .. })) => Poll::Ready(Err(End::Disk)),
+            Poll::Ready(Err(_)) => Poll::Ready(Err(End::Broken)),
+            Poll::Pending => pace.poll_stall(cx, stream).map(|()| Err(End::SlowReader)),
+        })
+        .await
+    }
+
+    /// Closes our direction, and reads on for a while so that the peer gets to see the response.
+    async fn linger(&mut self) {
+        let Self { shared, stream, input, pace } = self;
+        stream.shutdown();
+        input.slice = None;
+        input.forget();
+        pace.deadline = pace.stack.now() + shared.config.timeouts.linger;
+        let mut thrown_away = 0;
+        poll_fn(|cx| {
+            while let Poll::Ready(read) = stream.poll_read_buf(cx) {
+                let Ok(Some(slice)) = read else { return Poll::Ready(()) };
+                thrown_away += slice.len();
+                if thrown_away > LINGER_BYTES_MAX {
+                    return Poll::Ready(());
+                }
+            }
+            pace.poll(cx)
+        })
+        .await;
+    }
+}
+
+/// Bytes of empty lines at the beginning.
+fn empty_lines(bytes: &[u8]) -> usize {
+    bytes.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count()
+}
+
+enum Received {
+    Bytes {
+        /// They may make a request whole.
+        complete: bool,
+    },
+    End,
+    TooSlow,
+}

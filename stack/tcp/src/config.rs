@@ -1,0 +1,133 @@
+//! What can be set.
+
+/// When to ask whether a silent peer is still there (RFC 9293 section 3.8.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeepAlive {
+    /// Silence before the first question, in microseconds.
+    pub idle_us: u64,
+    /// From one question to the next, in microseconds.
+    pub interval_us: u64,
+    /// Unanswered questions after which the connection is given up.
+    pub probes: u8,
+}
+
+impl Default for KeepAlive {
+    /// Two hours (RFC 9293 section 3.8.4, MUST-28), then 9 questions 75 s apart.
+    fn default() -> Self {
+        Self { idle_us: 7_200_000_000, interval_us: 75_000_000, probes: 9 }
+    }
+}
+
+/// What holds for every connection of a stack.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Bytes that a connection buffers for its application, at most 2^30. Sets the window scale.
+    pub recv_buffer_bytes: u32,
+    /// Slices that a connection holds for its application, in order or not. Each pins a frame, so
+    /// this bounds what a peer can pin with tiny segments.
+    pub recv_slices_max: u16,
+    /// Separate ranges that reassembly keeps.
+    pub reassembly_ranges_max: u16,
+    /// Bytes that an application can queue to be sent or acknowledged, at most 2^30. One slice may
+    /// overshoot it.
+    pub send_buffer_bytes: u32,
+    /// Least retransmission time-out in microseconds. RFC 6298 section 2.4 asks for 1 s; the field
+    /// has used 200 ms for decades.
+    pub min_rto_us: u32,
+    /// Time-out before there is a measurement, in microseconds (RFC 6298 section 2.1).
+    pub initial_rto_us: u32,
+    /// Most that backing off makes of a time-out, in microseconds (RFC 6298 section 2.5).
+    pub max_rto_us: u32,
+    /// How long an ACK may wait for company, in microseconds; below 500 ms (RFC 9293 section
+    /// 3.8.6.3).
+    pub delayed_ack_us: u32,
+    /// ACKs sent at once at the start of a connection, while the peer's window is small.
+    pub quick_acks: u8,
+    /// How often a SYN, or a SYN-ACK, is repeated.
+    pub syn_retries: u8,
+    /// How often data is repeated without progress before the connection is given up: R2 of RFC
+    /// 9293 section 3.8.3. 15 are about 15 minutes.
+    pub data_retries: u8,
+    /// Time without progress after which the connection is given up, in microseconds; 0: by
+    /// [`Self::data_retries`] alone.
+    pub user_timeout_us: u64,
+    /// Length of TIME-WAIT in microseconds.
+    pub time_wait_us: u64,
+    /// How long FIN-WAIT-2 may last once the application has let go of the connection, in
+    /// microseconds.
+    pub fin_wait_2_us: u64,
+    /// How long less than a segment waits for window or for the rest of what is corked, in
+    /// microseconds (the override time-out of RFC 9293 section 3.8.6.2.1).
+    pub override_us: u32,
+    /// Whether timestamps are offered and accepted (RFC 7323).
+    pub timestamps: bool,
+    /// Whether selective acknowledgements are offered and accepted (RFC 2018).
+    pub sack: bool,
+    /// Whether window scaling is offered and accepted (RFC 7323).
+    pub window_scaling: bool,
+    /// Initial congestion window in segments (RFC 6928: 10).
+    pub initial_window_segments: u8,
+    /// Whether small segments wait for an outstanding acknowledgement (RFC 9293 section 3.7.4).
+    pub nagle: bool,
+    /// Keep-alive for every new connection; `None`: only for those that ask for it.
+    pub keepalive: Option<KeepAlive>,
+    /// ACKs a second that a connection sends in answer to segments that prove nothing (RFC 5961
+    /// section 7).
+    pub challenge_acks_per_second: u8,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            recv_buffer_bytes: 256 * 1024,
+            recv_slices_max: 512,
+            reassembly_ranges_max: 32,
+            send_buffer_bytes: 256 * 1024,
+            min_rto_us: 200_000,
+            initial_rto_us: 1_000_000,
+            max_rto_us: 120_000_000,
+            delayed_ack_us: 40_000,
+            quick_acks: 8,
+            syn_retries: 6,
+            data_retries: 15,
+            user_timeout_us: 0,
+            time_wait_us: 60_000_000,
+            fin_wait_2_us: 60_000_000,
+            override_us: 200_000,
+            timestamps: true,
+            sack: true,
+            window_scaling: true,
+            initial_window_segments: 10,
+            nagle: true,
+            keepalive: None,
+            challenge_acks_per_second: 10,
+        }
+    }
+}
+
+impl Config {
+    /// Least shift with which a window field can announce the whole receive buffer (RFC 7323
+    /// section 2.3).
+    pub(crate) fn window_scale(&self) -> u8 {
+        let mut shift = 0;
+        while shift < millstream_wire::tcp::MAX_WINDOW_SCALE
+            && self.recv_buffer_bytes >> shift > 0xffff
+        {
+            shift += 1;
+        }
+        shift
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scale_announces_the_whole_buffer() {
+        for (bytes, shift) in [(0, 0), (65_535, 0), (65_536, 1), (256 * 1024, 3), (1 << 30, 14)] {
+            let config = Config { recv_buffer_bytes: bytes, ..Config::default() };
+            assert_eq!(config.window_scale(), shift, "{bytes}");
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! Counters.
+
+/// What the connections of a shard did and met. Every segment that is dropped is counted in one of
+/// the fields that end in `_drops`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs)] // the names say it; those that do not are documented
+pub struct TcpStats {
+    pub segments_in: u64,
+    pub segments_out: u64,
+    pub bytes_in: u64,
+    pub bytes_out: u64,
+    /// Segments that header prediction dealt with.
+    pub fast_path: u64,
+    pub active_opens: u64,
+    pub passive_opens: u64,
+    pub established: u64,
+    /// Segments sent again, for whatever reason.
+    pub retransmits: u64,
+    /// Retransmission time-outs, those of SYNs included.
+    pub rto_fired: u64,
+    pub fast_retransmits: u64,
+    pub dup_acks_in: u64,
+    /// Zero-window probes and override time-outs.
+    pub window_probes: u64,
+    pub keepalive_probes: u64,
+    pub delayed_acks: u64,
+    pub challenge_acks: u64,
+    /// ACKs that the rate limit of RFC 5961 section 7 held back.
+    pub challenge_acks_limited: u64,
+    pub resets_in: u64,
+    pub resets_out: u64,
+    pub timed_out: u64,
+    /// Segments that reassembly took.
+    pub out_of_order: u64,
+    pub dsacks_out: u64,
+    /// Segments with a timestamp from the past (RFC 7323 section 5.2).
+    pub paws_drops: u64,
+    /// Segments without the timestamp that was negotiated (RFC 7323 section 3.2).
+    pub no_timestamp_drops: u64,
+    /// Segments outside the window, or all of whose data had come before.
+    pub bad_seq_drops: u64,
+    /// Segments that acknowledge what was never sent, or what is long forgotten.
+    pub bad_ack_drops: u64,
+    /// Segments without ACK in a state that needs one.
+    pub no_ack_drops: u64,
+    /// SYNs inside a connection (RFC 5961 section 4).
+    pub bad_syn_drops: u64,
+    /// Resets that do not match (RFC 5961 section 3, RFC 1337).
+    pub bad_reset_drops: u64,
+    /// Segments to a record that is closed already, or data that nobody will read.
+    pub closed_drops: u64,
+    /// Data for which the connection has no slice left.
+    pub receive_bound_drops: u64,
+    /// Data for which the shard's slab has no slice left.
+    pub slab_full_drops: u64,
+    /// ICMP errors that were believed, and those that were only noted.
+    pub icmp_hard: u64,
+    pub icmp_soft: u64,
+}

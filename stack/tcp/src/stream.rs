@@ -1,0 +1,119 @@
+//! The application's bytes, in and out.
+
+use millstream_buf::IoBuf;
+use millstream_wire::tcp::SeqNumber;
+
+use crate::slab::NIL;
+use crate::tcb::{Env, Facts, Tcb};
+
+/// Why a slice was not queued. It comes back.
+#[derive(Debug, thiserror::Error)]
+pub enum SendError {
+    /// The send buffer, or the slab, is full.
+    #[error("the send buffer is full; wait until the peer has acknowledged more")]
+    Full(IoBuf),
+    /// This side has closed, or the connection has ended.
+    #[error("the connection is closed for sending; open another one")]
+    Closed(IoBuf),
+}
+
+impl Tcb {
+    /// Queues a slice, which is held until it is acknowledged as a whole. Before the handshake is
+    /// finished it waits.
+    ///
+    /// # Errors
+    /// [`SendError`], with the slice.
+    #[inline]
+    pub fn send(&mut self, env: &mut Env<'_>, buf: IoBuf) -> Result<(), SendError> {
+        self.facts.remove(Facts::MORE);
+        self.queue(env, buf)
+    }
+
+    /// As [`Tcb::send`], and says that more follows at once (`MSG_MORE`): less than a full segment
+    /// waits for it.
+    ///
+    /// # Errors
+    /// [`SendError`], with the slice.
+    #[inline]
+    pub fn send_more(&mut self, env: &mut Env<'_>, buf: IoBuf) -> Result<(), SendError> {
+        self.facts.insert(Facts::MORE);
+        self.queue(env, buf)
+    }
+
+    #[inline]
+    fn queue(&mut self, env: &mut Env<'_>, buf: IoBuf) -> Result<(), SendError> {
+        if !self.state.accepts_data() || self.facts.contains(Facts::FIN_QUEUED) {
+            return Err(SendError::Closed(buf));
+        }
+        if buf.is_empty() {
+            return Ok(());
+        }
+        // The second bound keeps all numbers in play within half of the sequence space.
+        if self.send_room(env.config) == 0 || buf.len() > 1 << 29 {
+            return Err(SendError::Full(buf));
+        }
+        let len = buf.len() as u32;
+        self.send_queue.push(env.slices, buf, self.snd_end).map_err(SendError::Full)?;
+        self.snd_end += len;
+        if self.snd_una == self.snd_max {
+            self.arm_persist_if_stalled(env);
+        }
+        Ok(())
+    }
+
+    /// Takes the next slice of what has arrived in order, without a copy. May make an ACK due that
+    /// opens the window: see [`Tcb::wants_transmit`].
+    #[inline]
+    pub fn recv(&mut self, env: &mut Env<'_>) -> Option<IoBuf> {
+        let buf = self.receive_queue.pop(env.slices)?;
+        self.window_may_open(env);
+        Some(buf)
+    }
+
+    /// Copies out what has arrived in order; returns the number of bytes.
+    pub fn recv_into(&mut self, env: &mut Env<'_>, out: &mut [u8]) -> usize {
+        let count = self.receive_queue.read(env.slices, out);
+        if count > 0 {
+            self.window_may_open(env);
+        }
+        count
+    }
+
+    /// Announces a window that reading has opened, if it is worth a segment: at least twice what
+    /// the peer still has, and past the receiver's part of silly-window avoidance (RFC 9293 section
+    /// 3.8.6.2.2). Otherwise the next ACK tells.
+    #[inline]
+    fn window_may_open(&mut self, env: &Env<'_>) {
+        if !self.state.receives() {
+            return;
+        }
+        let held = self.rcv_adv.bytes_since(self.rcv_nxt);
+        let room = self.receive_room(env.config);
+        if room / 2 >= held && room - held >= self.window_step(env.config) {
+            self.facts.insert(Facts::TX_ACK);
+        }
+    }
+
+    /// Least growth of a window that is announced.
+    #[inline]
+    pub(crate) fn window_step(&self, config: &crate::config::Config) -> u32 {
+        u32::from(self.mss_limit).min(config.recv_buffer_bytes / 2)
+    }
+
+    /// The next number that is expected of the peer.
+    #[inline]
+    pub fn rcv_nxt(&self) -> SeqNumber {
+        self.rcv_nxt
+    }
+
+    /// Bytes that may still come: what the buffer holds, or what the slices left can hold if each
+    /// gets a full segment.
+    #[inline]
+    pub(crate) fn receive_room(&self, config: &crate::config::Config) -> u32 {
+        let bytes = config.recv_buffer_bytes.min(1 << 30).saturating_sub(self.receive_queue.bytes);
+        let slices = u32::from(config.recv_slices_max).saturating_sub(self.receive_queue.slices);
+        bytes.min(slices * u32::from(self.mss_limit))
+    }
+}
+
+const _: () = assert!(NIL == u32::MAX);

@@ -1,0 +1,620 @@
+//! The record of a connection.
+
+use millstream_timer::Instant;
+use millstream_wire::tcp::SeqNumber;
+
+use crate::config::Config;
+use crate::congestion::{Congestion, Window};
+use crate::receive_queue::{Reassembly, ReceiveQueue};
+use crate::rtt::RttEstimator;
+use crate::send_queue::SendQueue;
+use crate::slab::SliceSlab;
+use crate::state::{ConnectionError, Events, State};
+use crate::stats::TcpStats;
+
+/// What the connections of a shard share, lent to each call.
+#[derive(Debug)]
+pub struct Env<'a> {
+    /// The moment.
+    pub now: Instant,
+    /// What is set.
+    pub config: &'a Config,
+    /// The slab that holds the slices of all connections. Always the same one for a connection.
+    pub slices: &'a mut SliceSlab,
+    /// The counters.
+    pub stats: &'a mut TcpStats,
+}
+
+impl Env<'_> {
+    /// Microseconds, modulo 2^32: for spans below an hour.
+    #[inline]
+    pub(crate) fn now_us(&self) -> u32 {
+        self.now.as_micros() as u32
+    }
+
+    /// Ticks of 2^20 ns, modulo 2^32: for spans below 24 days, and the clock of timestamps. RFC
+    /// 7323 section 5.4 wants ticks between 1 ms and 1 s; these are 1.05 ms and cost one shift.
+    #[inline]
+    pub(crate) fn now_ticks(&self) -> u32 {
+        (self.now.as_nanos() >> 20) as u32
+    }
+}
+
+/// Nanoseconds in a tick of the timestamp clock.
+pub(crate) const TICK_NANOS: u64 = 1 << 20;
+
+bitflags::bitflags! {
+    /// Facts about a connection, in one word so that the fast path tests many of them at once.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(crate) struct Facts: u32 {
+        /// Timestamps are in use (before the handshake is done: offered).
+        const TIMESTAMPS = 1 << 0;
+        /// Selective acknowledgements are in use.
+        const SACK = 1 << 1;
+        /// Window scaling is in use.
+        const WINDOW_SCALE = 1 << 2;
+        const NODELAY = 1 << 3;
+        /// Less than a full segment waits until this is taken back.
+        const CORK = 1 << 4;
+        /// As `CORK`, until the next slice is queued.
+        const MORE = 1 << 5;
+        const KEEPALIVE = 1 << 6;
+        /// This side opened.
+        const ACTIVE = 1 << 7;
+        /// The application has closed: a FIN follows what is queued.
+        const FIN_QUEUED = 1 << 8;
+        /// `rcv_fin` is where the peer's FIN stands.
+        const RCV_FIN_KNOWN = 1 << 9;
+        /// The peer's FIN was taken in order.
+        const RCV_FIN = 1 << 10;
+        /// A segment is being timed.
+        const TIMING = 1 << 11;
+        const IN_RECOVERY = 1 << 12;
+        /// The retransmission timer is the persist timer.
+        const PERSIST = 1 << 13;
+        /// The congestion window was what ended the last transmission.
+        const CWND_LIMITED = 1 << 14;
+        /// The application reads no more.
+        const DETACHED = 1 << 15;
+        /// Reassembly holds something.
+        const OUT_OF_ORDER = 1 << 16;
+        /// `dsack` is to be reported.
+        const DSACK = 1 << 17;
+        /// An ICMP error was noted.
+        const SOFT_ERROR = 1 << 18;
+        /// The application was told that the record is done.
+        const TOLD_CLOSED = 1 << 19;
+
+        /// To be sent: an ACK.
+        const TX_ACK = 1 << 24;
+        /// To be sent: a SYN, or a SYN-ACK.
+        const TX_SYN = 1 << 25;
+        /// To be sent again: the oldest segment.
+        const TX_FIRST = 1 << 26;
+        /// To be sent: a reset that ends this connection.
+        const TX_RESET = 1 << 27;
+        /// To be sent: a reset that answers a segment and leaves this connection alone.
+        const TX_REPLY = 1 << 28;
+        /// To be sent: a zero-window probe, or what the override time-out lets go.
+        const TX_PROBE = 1 << 29;
+        /// To be sent: a keep-alive question.
+        const TX_KEEPALIVE = 1 << 30;
+
+        /// What header prediction cannot deal with.
+        const SLOW = Self::IN_RECOVERY.bits() | Self::PERSIST.bits() | Self::OUT_OF_ORDER.bits()
+            | Self::DETACHED.bits() | Self::RCV_FIN_KNOWN.bits();
+        /// All that is sent other than new data and ACKs.
+        const TX_SPECIAL = Self::TX_SYN.bits() | Self::TX_FIRST.bits() | Self::TX_RESET.bits()
+            | Self::TX_REPLY.bits() | Self::TX_PROBE.bits() | Self::TX_KEEPALIVE.bits();
+        const TX_ANY = Self::TX_ACK.bits() | Self::TX_SPECIAL.bits();
+    }
+}
+
+/// An ICMP error about a segment of a connection (RFC 9293 section 3.9.2.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unreachable {
+    /// Protocol or port unreachable, or forbidden: codes 2 to 4 less fragmentation needed.
+    Hard,
+    /// Network or host unreachable, time exceeded, bad parameter.
+    Soft,
+}
+
+/// One connection: its protocol state, and nothing else.
+///
+/// The first cache line is what header prediction and the choice of what to send read; the second
+/// is written when data moves. Timers are moments, and setting one is a store: nobody need be told
+/// of a later deadline, see [`Tcb::deadline`].
+#[repr(C, align(64))]
+#[derive(Debug)]
+pub struct Tcb {
+    // First cache line.
+    pub(crate) facts: Facts,
+    pub(crate) state: State,
+    pub(crate) snd_scale: u8,
+    pub(crate) rcv_scale: u8,
+    pub(crate) dup_acks: u8,
+    /// Oldest number that is not acknowledged.
+    pub(crate) snd_una: SeqNumber,
+    /// Next number to send. After a time-out it goes back to `snd_una`.
+    pub(crate) snd_nxt: SeqNumber,
+    /// Behind the highest number ever sent.
+    pub(crate) snd_max: SeqNumber,
+    /// Behind the last byte queued: where the FIN stands, or would.
+    pub(crate) snd_end: SeqNumber,
+    /// The peer's window in bytes.
+    pub(crate) snd_wnd: u32,
+    pub(crate) snd_wl1: SeqNumber,
+    pub(crate) snd_wl2: SeqNumber,
+    /// Next number wanted.
+    pub(crate) rcv_nxt: SeqNumber,
+    /// Behind the last number that a window announced has allowed. Never goes back.
+    pub(crate) rcv_adv: SeqNumber,
+    pub(crate) last_ack_sent: SeqNumber,
+    pub(crate) ts_recent: u32,
+    pub(crate) ts_offset: u32,
+    pub(crate) window: Window,
+
+    // Second cache line.
+    /// Retransmission, or persist, timer.
+    pub(crate) retransmit_at: Instant,
+    /// Delayed-ACK timer.
+    pub(crate) ack_at: Instant,
+    /// Stream bytes acknowledged since the connection was opened.
+    pub(crate) acked_total: u64,
+    pub(crate) receive_queue: ReceiveQueue,
+    pub(crate) send_queue: SendQueue,
+    /// Most payload of a segment sent, less timestamps.
+    pub(crate) mss: u16,
+    /// Largest payload received: what "full-sized" means in RFC 9293 section 3.8.6.3.
+    pub(crate) rcv_mss: u16,
+    /// When something last came, in ticks.
+    pub(crate) last_recv_ticks: u32,
+    /// When data was last sent, in ticks.
+    pub(crate) last_send_ticks: u32,
+
+    // Third cache line.
+    pub(crate) rtt: RttEstimator,
+    /// Behind the segment that is being timed, and when it was sent.
+    pub(crate) timed_seq: SeqNumber,
+    pub(crate) timed_at_us: u32,
+    /// Largest window that the peer has announced.
+    pub(crate) snd_wnd_max: u32,
+    /// ACKs still to be sent at once.
+    pub(crate) quick_acks: u8,
+    /// Doublings of the time-out.
+    pub(crate) backoff: u8,
+    /// Time-outs, or window probes, without an answer.
+    pub(crate) retries: u8,
+    /// Keep-alive questions without an answer.
+    pub(crate) keepalive_probes: u8,
+    /// Behind the highest number sent when recovery began (RFC 6582).
+    pub(crate) recover: SeqNumber,
+    pub(crate) congestion: Congestion,
+    /// Keep-alive, FIN-WAIT-2 or TIME-WAIT timer.
+    pub(crate) idle_at: Instant,
+
+    // The rest is for what goes wrong, and for the beginning and the end.
+    pub(crate) reassembly: Reassembly,
+    /// Number of the peer's FIN.
+    pub(crate) rcv_fin: SeqNumber,
+    /// Number of the reset that answers a segment.
+    pub(crate) reply_seq: SeqNumber,
+    /// Bytes that came twice.
+    pub(crate) dsack: (SeqNumber, SeqNumber),
+    /// When progress stopped, in ticks.
+    pub(crate) stalled_ticks: u32,
+    /// When the second began in which challenges are counted, in ticks.
+    pub(crate) challenge_ticks: u32,
+    pub(crate) retransmits: u32,
+    /// The link's limit on segments, payload and options.
+    pub(crate) mss_limit: u16,
+    pub(crate) challenges: u8,
+    pub(crate) error: Option<ConnectionError>,
+}
+
+const _: () = assert!(std::mem::size_of::<Tcb>() <= 288);
+const _: () = assert!(std::mem::offset_of!(Tcb, retransmit_at) == 64);
+const _: () = assert!(std::mem::offset_of!(Tcb, rtt) == 128);
+
+/// What a connection looks like from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TcpInfo {
+    /// Where it stands.
+    pub state: State,
+    /// Smoothed round-trip time in microseconds; 0 before the first sample.
+    pub srtt_us: u32,
+    /// Its variation in microseconds.
+    pub rttvar_us: u32,
+    /// Retransmission time-out in microseconds, not backed off.
+    pub rto_us: u32,
+    /// Doublings of the time-out at the moment.
+    pub backoff: u8,
+    /// Congestion window in bytes.
+    pub cwnd_bytes: u32,
+    /// Slow-start threshold in bytes.
+    pub ssthresh_bytes: u32,
+    /// Bytes sent and not acknowledged.
+    pub flight_bytes: u32,
+    /// Whether a loss is being repaired.
+    pub in_recovery: bool,
+    /// The peer's window in bytes.
+    pub snd_wnd_bytes: u32,
+    /// The window that the peer may still fill, in bytes.
+    pub rcv_wnd_bytes: u32,
+    /// Most payload of a segment sent.
+    pub mss_bytes: u16,
+    /// Segments sent again.
+    pub retransmits: u32,
+    /// Whether timestamps are in use.
+    pub timestamps: bool,
+    /// Whether selective acknowledgements are in use.
+    pub sack: bool,
+    /// Shift of the peer's windows.
+    pub snd_scale: u8,
+    /// Shift of this side's windows.
+    pub rcv_scale: u8,
+}
+
+impl Tcb {
+    /// A record with nothing in it but the numbers it begins with.
+    pub(crate) fn new(
+        env: &Env<'_>,
+        state: State,
+        isn: SeqNumber,
+        ts_offset: u32,
+        mss_limit: u16,
+    ) -> Self {
+        let config = env.config;
+        let mut facts = Facts::TX_SYN;
+        facts.set(Facts::TIMESTAMPS, config.timestamps);
+        facts.set(Facts::SACK, config.sack);
+        facts.set(Facts::WINDOW_SCALE, config.window_scaling);
+        facts.set(Facts::NODELAY, !config.nagle);
+        facts.set(Facts::KEEPALIVE, config.keepalive.is_some());
+        let mss_limit = mss_limit.max(MSS_MIN);
+        let ticks = env.now_ticks();
+        Self {
+            facts,
+            state,
+            snd_scale: 0,
+            rcv_scale: if config.window_scaling { config.window_scale() } else { 0 },
+            dup_acks: 0,
+            snd_una: isn,
+            snd_nxt: isn,
+            snd_max: isn,
+            snd_end: isn + 1,
+            snd_wnd: 0,
+            snd_wl1: SeqNumber(0),
+            snd_wl2: SeqNumber(0),
+            rcv_nxt: SeqNumber(0),
+            rcv_adv: SeqNumber(0),
+            last_ack_sent: SeqNumber(0),
+            ts_recent: 0,
+            ts_offset,
+            window: Window { cwnd: 0, ssthresh: u32::MAX },
+            retransmit_at: Instant::FAR_FUTURE,
+            ack_at: Instant::FAR_FUTURE,
+            acked_total: 0,
+            receive_queue: ReceiveQueue::EMPTY,
+            send_queue: SendQueue::EMPTY,
+            mss: MSS_DEFAULT.min(mss_limit),
+            rcv_mss: MSS_DEFAULT.min(mss_limit),
+            last_recv_ticks: ticks,
+            last_send_ticks: ticks,
+            rtt: RttEstimator::new(config),
+            timed_seq: isn,
+            timed_at_us: 0,
+            snd_wnd_max: 0,
+            quick_acks: config.quick_acks,
+            backoff: 0,
+            retries: 0,
+            keepalive_probes: 0,
+            recover: isn,
+            congestion: Congestion::NewReno(Default::default()),
+            idle_at: Instant::FAR_FUTURE,
+            reassembly: Reassembly::EMPTY,
+            rcv_fin: SeqNumber(0),
+            reply_seq: SeqNumber(0),
+            dsack: (SeqNumber(0), SeqNumber(0)),
+            stalled_ticks: ticks,
+            challenge_ticks: ticks,
+            retransmits: 0,
+            mss_limit,
+            challenges: 0,
+            error: None,
+        }
+    }
+
+    /// Where the connection stands.
+    #[inline]
+    pub fn state(&self) -> State {
+        self.state
+    }
+
+    /// Why it ended, if not by both sides' FIN.
+    #[inline]
+    pub fn error(&self) -> Option<ConnectionError> {
+        self.error
+    }
+
+    /// The earliest moment at which [`Tcb::on_timer`] has something to do;
+    /// [`Instant::FAR_FUTURE`] if there is none.
+    ///
+    /// A timer that was set for this moment need not be moved when the deadline moves back: calling
+    /// [`Tcb::on_timer`] early does nothing.
+    #[inline]
+    pub fn deadline(&self) -> Instant {
+        self.retransmit_at.min(self.ack_at).min(self.idle_at)
+    }
+
+    /// Whether [`Tcb::transmit`] has something to send now.
+    #[inline]
+    pub fn wants_transmit(&self) -> bool {
+        self.facts.intersects(Facts::TX_ANY)
+            || (self.snd_nxt != self.snd_limit() && self.sendable() != 0)
+    }
+
+    /// Behind the last number that is to be sent, the FIN's included.
+    #[inline]
+    pub(crate) fn snd_limit(&self) -> SeqNumber {
+        self.snd_end + u32::from(self.facts.contains(Facts::FIN_QUEUED))
+    }
+
+    /// Whether this side's FIN is acknowledged.
+    #[inline]
+    pub(crate) fn fin_acked(&self) -> bool {
+        self.facts.contains(Facts::FIN_QUEUED) && self.snd_una.gt(self.snd_end)
+    }
+
+    /// Numbers sent and not acknowledged.
+    #[inline]
+    pub(crate) fn flight(&self) -> u32 {
+        self.snd_nxt.bytes_since(self.snd_una)
+    }
+
+    /// Stream bytes that are queued and were never sent.
+    #[inline]
+    pub fn unsent_bytes(&self) -> usize {
+        self.snd_end.distance(self.first_data().max(self.snd_max)).max(0) as usize
+    }
+
+    /// Stream bytes that are queued, sent or not, and not acknowledged.
+    #[inline]
+    pub fn unacked_bytes(&self) -> usize {
+        self.snd_end.distance(self.first_data()).max(0) as usize
+    }
+
+    /// Number of the oldest unacknowledged byte: behind the SYN, if that is not acknowledged.
+    #[inline]
+    pub(crate) fn first_data(&self) -> SeqNumber {
+        let syn = matches!(self.state, State::SynSent | State::SynReceived);
+        self.snd_una + u32::from(syn)
+    }
+
+    /// Stream bytes acknowledged since the connection was opened.
+    #[inline]
+    pub fn acked_total(&self) -> u64 {
+        self.acked_total
+    }
+
+    /// Stream bytes ever given to [`Tcb::send`].
+    #[inline]
+    pub fn queued_total(&self) -> u64 {
+        self.acked_total + self.unacked_bytes() as u64
+    }
+
+    /// Bytes that could be sent at once if they were queued now: what the windows leave beyond what
+    /// is in flight and what is queued already. A disk is read for this much.
+    #[inline]
+    pub fn window_room(&self) -> usize {
+        if !self.state.accepts_data() {
+            return 0;
+        }
+        let window = self.window.cwnd.min(self.snd_wnd);
+        (window as usize).saturating_sub(self.unacked_bytes())
+    }
+
+    /// Bytes that may be queued before the send buffer is full.
+    #[inline]
+    pub fn send_room(&self, config: &Config) -> usize {
+        if !self.state.accepts_data() {
+            return 0;
+        }
+        (config.send_buffer_bytes.min(1 << 30) as usize).saturating_sub(self.unacked_bytes())
+    }
+
+    /// Bytes that may be read now.
+    #[inline]
+    pub fn readable_bytes(&self) -> usize {
+        self.receive_queue.bytes as usize
+    }
+
+    /// Whether the peer has closed and everything it sent was read.
+    #[inline]
+    pub fn recv_finished(&self) -> bool {
+        self.facts.contains(Facts::RCV_FIN) && self.receive_queue.bytes == 0
+    }
+
+    /// Whether the slices that are queued may be forgotten: the record is [`State::Closed`] and has
+    /// nothing to send or to be read.
+    pub fn is_done(&self) -> bool {
+        self.state == State::Closed && !self.wants_transmit() && self.receive_queue.bytes == 0
+    }
+
+    /// Numbers for people and for measurements.
+    pub fn info(&self) -> TcpInfo {
+        TcpInfo {
+            state: self.state,
+            srtt_us: self.rtt.srtt_us(),
+            rttvar_us: self.rtt.rttvar_us(),
+            rto_us: self.rtt.rto_us,
+            backoff: self.backoff,
+            cwnd_bytes: self.window.cwnd,
+            ssthresh_bytes: self.window.ssthresh,
+            flight_bytes: self.flight(),
+            in_recovery: self.facts.contains(Facts::IN_RECOVERY),
+            snd_wnd_bytes: self.snd_wnd,
+            rcv_wnd_bytes: self.rcv_adv.bytes_since(self.rcv_nxt),
+            mss_bytes: self.mss,
+            retransmits: self.retransmits,
+            timestamps: self.facts.contains(Facts::TIMESTAMPS),
+            sack: self.facts.contains(Facts::SACK),
+            snd_scale: self.snd_scale,
+            rcv_scale: self.rcv_scale,
+        }
+    }
+
+    /// Sends small segments at once (`TCP_NODELAY`), or lets them wait for an acknowledgement.
+    pub fn set_nodelay(&mut self, nodelay: bool) {
+        self.facts.set(Facts::NODELAY, nodelay);
+    }
+
+    /// Holds back less than a full segment (`TCP_CORK`) until this is taken back, or the override
+    /// time-out.
+    pub fn set_cork(&mut self, env: &mut Env<'_>, cork: bool) {
+        self.facts.set(Facts::CORK, cork);
+        self.facts.remove(Facts::MORE);
+        self.arm_persist_if_stalled(env);
+    }
+
+    /// Asks a silent peer whether it is there, or not, at the times of
+    /// [`Config::keepalive`](crate::Config::keepalive) or its defaults.
+    pub fn set_keepalive(&mut self, env: &mut Env<'_>, keepalive: bool) {
+        self.facts.set(Facts::KEEPALIVE, keepalive);
+        self.arm_keepalive(env);
+    }
+
+    /// Closes this side (RFC 9293 section 3.10.4): a FIN follows what is queued. The other side may
+    /// go on sending, and what it sends may be read.
+    pub fn close(&mut self, env: &mut Env<'_>) {
+        match self.state {
+            State::SynSent => self.finish(env, None),
+            // The FIN waits for the handshake.
+            State::SynReceived => self.facts.insert(Facts::FIN_QUEUED),
+            State::Established => self.begin_close(State::FinWait1),
+            State::CloseWait => self.begin_close(State::LastAck),
+            _ => return,
+        }
+        self.facts.remove(Facts::MORE | Facts::CORK);
+        self.arm_persist_if_stalled(env);
+    }
+
+    fn begin_close(&mut self, state: State) {
+        self.facts.insert(Facts::FIN_QUEUED);
+        self.state = state;
+    }
+
+    /// Says that nobody will read any more. What is unread is lost, and if there is any, or if more
+    /// comes, the peer is told by a reset (RFC 9293 section 3.6.1, RFC 2525 section 2.17). FIN-WAIT-2
+    /// is bounded in time from now on.
+    pub fn detach(&mut self, env: &mut Env<'_>) {
+        self.facts.insert(Facts::DETACHED);
+        if self.receive_queue.bytes > 0 && self.state != State::Closed {
+            self.abort(env);
+            return;
+        }
+        if self.state == State::FinWait2 {
+            self.idle_at = env.now.plus_micros(env.config.fin_wait_2_us);
+        }
+    }
+
+    /// Ends the connection at once (RFC 9293 section 3.10.5). The reset goes out with the next
+    /// [`Tcb::transmit`].
+    #[cold]
+    pub fn abort(&mut self, env: &mut Env<'_>) {
+        let synchronised = !matches!(
+            self.state,
+            State::Closed | State::SynSent | State::Closing | State::LastAck | State::TimeWait
+        );
+        if self.state == State::Closed {
+            return;
+        }
+        self.finish(env, Some(ConnectionError::Aborted));
+        if synchronised {
+            self.facts.insert(Facts::TX_RESET);
+        }
+    }
+
+    /// Becomes [`State::Closed`]: frees what was to be sent and what came ahead of order, and, after
+    /// an error, what is unread.
+    #[cold]
+    pub(crate) fn finish(&mut self, env: &mut Env<'_>, error: Option<ConnectionError>) {
+        self.state = State::Closed;
+        if error.is_some() {
+            self.error = error;
+            self.receive_queue.clear(env.slices);
+        }
+        self.send_queue.clear(env.slices);
+        self.reassembly.clear(env.slices);
+        self.facts.remove(
+            Facts::TX_ANY
+                | Facts::OUT_OF_ORDER
+                | Facts::DSACK
+                | Facts::PERSIST
+                | Facts::TIMING
+                | Facts::IN_RECOVERY,
+        );
+        self.retransmit_at = Instant::FAR_FUTURE;
+        self.ack_at = Instant::FAR_FUTURE;
+        self.idle_at = Instant::FAR_FUTURE;
+    }
+
+    /// Both sides are done; the record stays until old segments are gone (RFC 9293 section 3.6.2).
+    pub(crate) fn enter_time_wait(&mut self, env: &mut Env<'_>) -> Events {
+        self.state = State::TimeWait;
+        self.send_queue.clear(env.slices);
+        self.reassembly.clear(env.slices);
+        self.facts.remove(Facts::OUT_OF_ORDER | Facts::PERSIST | Facts::IN_RECOVERY);
+        self.retransmit_at = Instant::FAR_FUTURE;
+        self.idle_at = env.now.plus_micros(env.config.time_wait_us);
+        Events::TIME_WAIT
+    }
+
+    /// Frees every slice. To be called before the record is dropped, whatever its state.
+    pub fn release(&mut self, slices: &mut SliceSlab) {
+        self.send_queue.clear(slices);
+        self.receive_queue.clear(slices);
+        self.reassembly.clear(slices);
+        self.facts.remove(Facts::TX_ANY | Facts::OUT_OF_ORDER);
+        self.state = State::Closed;
+    }
+
+    /// An ICMP error that quotes a segment of this connection with the number `seq`.
+    ///
+    /// It counts only if such a segment is in flight (RFC 5927 section 4.1), and only before the
+    /// connection is synchronised does a hard one end it (RFC 5927 section 5.2): anybody can send
+    /// one.
+    #[cold]
+    pub fn icmp_unreachable(
+        &mut self,
+        env: &mut Env<'_>,
+        seq: SeqNumber,
+        kind: Unreachable,
+    ) -> Events {
+        if self.state == State::Closed || seq.lt(self.snd_una) || seq.ge(self.snd_max) {
+            return Events::empty();
+        }
+        if kind == Unreachable::Hard && self.state == State::SynSent {
+            env.stats.icmp_hard += 1;
+            self.finish(env, Some(ConnectionError::Refused));
+            return Events::REFUSED | Events::CLOSED;
+        }
+        env.stats.icmp_soft += 1;
+        self.facts.insert(Facts::SOFT_ERROR);
+        Events::empty()
+    }
+
+    /// Whether an ICMP error was noted since data was last acknowledged: a hint for whoever is told
+    /// that the connection timed out.
+    pub fn had_soft_error(&self) -> bool {
+        self.facts.contains(Facts::SOFT_ERROR)
+    }
+}
+
+/// Least segment: below it options leave no room for payload, and a peer could make this side send
+/// a header for each byte.
+pub(crate) const MSS_MIN: u16 = 88;
+
+/// What a peer takes that does not say (RFC 9293 section 3.7.1, MUST-15).
+pub(crate) const MSS_DEFAULT: u16 = 536;

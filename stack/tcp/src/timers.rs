@@ -1,0 +1,207 @@
+//! What happens at a time.
+
+use millstream_timer::Instant;
+
+use crate::state::{ConnectionError, Events, State};
+use crate::tcb::{Env, Facts, TICK_NANOS, Tcb};
+
+/// Shifts beyond this exceed every limit.
+const BACKOFF_MAX: u8 = 16;
+
+impl Tcb {
+    /// Does what is due at `env.now`; nothing if nothing is.
+    pub fn on_timer(&mut self, env: &mut Env<'_>) -> Events {
+        let mut events = Events::empty();
+        if self.ack_at <= env.now {
+            self.ack_at = Instant::FAR_FUTURE;
+            self.facts.insert(Facts::TX_ACK);
+            env.stats.delayed_acks += 1;
+        }
+        if self.retransmit_at <= env.now {
+            self.retransmit_at = Instant::FAR_FUTURE;
+            events |= match self.state {
+                State::SynSent | State::SynReceived => self.on_syn_timeout(env),
+                _ if self.facts.contains(Facts::PERSIST) => self.on_persist_timeout(env),
+                _ => self.on_data_timeout(env),
+            };
+        }
+        if self.idle_at <= env.now {
+            self.idle_at = Instant::FAR_FUTURE;
+            events |= self.on_idle_timeout(env);
+        }
+        if self.state == State::Closed && events.contains(Events::CLOSED) {
+            self.facts.insert(Facts::TOLD_CLOSED);
+        }
+        events.set(Events::TRANSMIT, self.wants_transmit());
+        events
+    }
+
+    /// Starts the retransmission timer anew.
+    #[inline]
+    pub(crate) fn arm_retransmit(&mut self, env: &Env<'_>) {
+        let mut rto_us = u64::from(self.rtt.rto_us);
+        if self.backoff != 0 {
+            rto_us = self.backed_off_us(env);
+        }
+        self.retransmit_at = env.now.plus_nanos(rto_us * 1000);
+    }
+
+    /// RFC 6298 section 5.5.
+    #[cold]
+    fn backed_off_us(&self, env: &Env<'_>) -> u64 {
+        let rto_us = u64::from(self.rtt.rto_us) << self.backoff.min(BACKOFF_MAX);
+        rto_us.min(u64::from(env.config.max_rto_us)).max(1)
+    }
+
+    /// If something waits to be sent, nothing is in flight whose ACK would let it go, and the
+    /// window or silly-window avoidance holds it back, starts the persist timer (RFC 9293 section
+    /// 3.8.6.1).
+    #[inline]
+    pub(crate) fn arm_persist_if_stalled(&mut self, env: &Env<'_>) {
+        if self.snd_nxt == self.snd_limit() {
+            self.facts.remove(Facts::PERSIST);
+        } else if self.retransmit_at == Instant::FAR_FUTURE
+            && self.state.transmits()
+            && self.sendable() == 0
+        {
+            self.arm_persist(env);
+        }
+    }
+
+    #[cold]
+    fn arm_persist(&mut self, env: &Env<'_>) {
+        self.facts.insert(Facts::PERSIST);
+        if self.snd_wnd == 0 {
+            self.arm_retransmit(env);
+        } else {
+            self.retransmit_at = env.now.plus_micros(u64::from(env.config.override_us));
+        }
+    }
+
+    fn on_syn_timeout(&mut self, env: &mut Env<'_>) -> Events {
+        env.stats.rto_fired += 1;
+        if self.retries >= env.config.syn_retries {
+            return self.time_out(env);
+        }
+        self.retries += 1;
+        self.backoff = self.backoff.saturating_add(1);
+        self.facts.remove(Facts::TIMING);
+        self.facts.insert(Facts::TX_SYN);
+        self.arm_retransmit(env);
+        Events::empty()
+    }
+
+    fn on_data_timeout(&mut self, env: &mut Env<'_>) -> Events {
+        if self.snd_una == self.snd_max {
+            self.arm_persist_if_stalled(env);
+            return Events::empty();
+        }
+        env.stats.rto_fired += 1;
+        if self.gives_up(env) {
+            return self.time_out(env);
+        }
+        self.on_retransmit_timeout(env);
+        if self.snd_wnd == 0 {
+            // The peer took its window back while data was out: what follows are probes.
+            self.facts.insert(Facts::PERSIST | Facts::TX_PROBE);
+            env.stats.window_probes += 1;
+        }
+        self.arm_retransmit(env);
+        Events::empty()
+    }
+
+    fn on_persist_timeout(&mut self, env: &mut Env<'_>) -> Events {
+        if self.sendable() != 0 || self.snd_una == self.snd_limit() {
+            self.facts.remove(Facts::PERSIST);
+            return Events::empty();
+        }
+        if self.snd_wnd == 0 {
+            if self.gives_up(env) {
+                return self.time_out(env);
+            }
+            if self.retries == 0 {
+                self.stalled_ticks = env.now_ticks();
+            }
+            self.retries = self.retries.saturating_add(1);
+            self.backoff = self.backoff.saturating_add(1);
+        }
+        env.stats.window_probes += 1;
+        self.facts.insert(Facts::TX_PROBE);
+        self.arm_retransmit(env);
+        Events::empty()
+    }
+
+    /// R2 of RFC 9293 section 3.8.3: by count, and by time if that is set.
+    fn gives_up(&self, env: &Env<'_>) -> bool {
+        if self.retries >= env.config.data_retries {
+            return true;
+        }
+        if env.config.user_timeout_us == 0 || self.retries == 0 {
+            return false;
+        }
+        let stalled = env.now_ticks().wrapping_sub(self.stalled_ticks);
+        u64::from(stalled) * TICK_NANOS / 1000 >= env.config.user_timeout_us
+    }
+
+    #[cold]
+    fn time_out(&mut self, env: &mut Env<'_>) -> Events {
+        env.stats.timed_out += 1;
+        self.finish(env, Some(ConnectionError::TimedOut));
+        Events::TIMED_OUT | Events::CLOSED
+    }
+
+    /// Starts keep-alive, if it is wanted and the state is one for it.
+    pub(crate) fn arm_keepalive(&mut self, env: &Env<'_>) {
+        if matches!(
+            self.state,
+            State::Closed | State::SynSent | State::SynReceived | State::TimeWait
+        ) || (self.state == State::FinWait2 && self.facts.contains(Facts::DETACHED))
+        {
+            return;
+        }
+        self.keepalive_probes = 0;
+        self.idle_at = if self.facts.contains(Facts::KEEPALIVE) {
+            env.now.plus_micros(env.config.keepalive.unwrap_or_default().idle_us)
+        } else {
+            Instant::FAR_FUTURE
+        };
+    }
+
+    fn on_idle_timeout(&mut self, env: &mut Env<'_>) -> Events {
+        if self.state == State::TimeWait
+            || (self.state == State::FinWait2 && self.facts.contains(Facts::DETACHED))
+        {
+            self.finish(env, None);
+            return Events::CLOSED;
+        }
+        if self.state == State::Closed || !self.facts.contains(Facts::KEEPALIVE) {
+            return Events::empty();
+        }
+        let keepalive = env.config.keepalive.unwrap_or_default();
+        let ticks = env.now_ticks().wrapping_sub(self.last_recv_ticks);
+        let silent_us = u64::from(ticks) * TICK_NANOS / 1000;
+        // The timer is not moved when something comes; it looks when it fires. A tick of grace,
+        // since the two clocks round differently.
+        if silent_us + TICK_NANOS / 1000 < keepalive.idle_us {
+            self.keepalive_probes = 0;
+            self.idle_at = env.now.plus_micros(keepalive.idle_us - silent_us);
+            return Events::empty();
+        }
+        // RFC 9293 section 3.8.4: only when nothing is under way; else retransmission decides.
+        if self.snd_una != self.snd_max || self.facts.contains(Facts::PERSIST) {
+            self.idle_at = env.now.plus_micros(keepalive.interval_us);
+            return Events::empty();
+        }
+        if self.keepalive_probes >= keepalive.probes {
+            let events = self.time_out(env);
+            // It may be alive behind a broken path: let it know.
+            self.facts.insert(Facts::TX_RESET);
+            return events;
+        }
+        self.keepalive_probes += 1;
+        env.stats.keepalive_probes += 1;
+        self.facts.insert(Facts::TX_KEEPALIVE);
+        self.idle_at = env.now.plus_micros(keepalive.interval_us);
+        Events::empty()
+    }
+}

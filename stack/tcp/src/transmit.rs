@@ -1,0 +1,427 @@
+//! What to send now.
+
+use millstream_timer::Instant;
+use millstream_wire::tcp::{Flags, Options, SackBlocks, SeqNumber, Timestamp};
+
+use crate::config::Config;
+use crate::congestion::{Controller, initial_window};
+use crate::segment::Segment;
+use crate::state::State;
+use crate::tcb::{Env, Facts, Tcb};
+
+impl Tcb {
+    /// Fills in the next segment to send now, if there is one, and goes on as if it had been sent.
+    /// To be called until it returns `false` or the link takes no more.
+    #[inline]
+    pub fn transmit(&mut self, env: &mut Env<'_>, out: &mut Segment) -> bool {
+        if self.facts.intersects(Facts::TX_SPECIAL) && self.transmit_special(env, out) {
+            return true;
+        }
+        if self.snd_nxt != self.snd_limit() {
+            let count = self.sendable();
+            if count != 0 {
+                return self.transmit_data(env, out, count);
+            }
+            self.note_what_limits(env);
+        } else {
+            // RFC 7661: without more to send the window is not what holds the sender back.
+            self.facts.remove(Facts::CWND_LIMITED);
+        }
+        if self.facts.contains(Facts::TX_ACK) {
+            self.fill(env, out, self.snd_nxt_for_ack(), Flags::ACK);
+            return true;
+        }
+        false
+    }
+
+    /// How many numbers (bytes, and the FIN) may be sent in a segment from `snd_nxt` on; 0 if it is
+    /// better to wait (RFC 9293 section 3.8.6.2.1 and section 3.7.4).
+    #[inline]
+    pub(crate) fn sendable(&self) -> u32 {
+        if !self.state.transmits() {
+            return 0;
+        }
+        let rest = self.snd_limit().bytes_since(self.snd_nxt);
+        let flight = self.flight();
+        let mut window = self.window.cwnd;
+        if self.dup_acks != 0 {
+            window = self.window_with_limited_transmit();
+        }
+        let usable = window.min(self.snd_wnd).saturating_sub(flight);
+        let mss = u32::from(self.mss);
+        let count = rest.min(usable);
+        if count >= mss {
+            // A full segment.
+            return mss;
+        }
+        if count == rest {
+            if self.facts.contains(Facts::FIN_QUEUED) || self.snd_nxt.lt(self.snd_max) {
+                return count;
+            }
+            if self.facts.intersects(Facts::CORK | Facts::MORE) {
+                return 0;
+            }
+            // Nagle: all there is, if nothing is out.
+            if flight == 0 || self.facts.contains(Facts::NODELAY) {
+                return count;
+            }
+            return 0;
+        }
+        // A part, because of the windows: only if it is half of the largest window the peer has
+        // ever had, so that a peer with a tiny buffer is served and a silly window is not.
+        if count != 0
+            && (flight == 0 || self.facts.contains(Facts::NODELAY))
+            && count >= self.snd_wnd_max / 2
+            && self.snd_wnd <= self.window.cwnd
+        {
+            return count;
+        }
+        0
+    }
+
+    /// The first two duplicate ACKs let one new segment out each (RFC 3042).
+    #[cold]
+    fn window_with_limited_transmit(&self) -> u32 {
+        if self.facts.contains(Facts::IN_RECOVERY) || self.dup_acks > 2 {
+            return self.window.cwnd;
+        }
+        self.window.cwnd.saturating_add(u32::from(self.dup_acks) * u32::from(self.mss))
+    }
+
+    #[inline]
+    fn transmit_data(&mut self, env: &mut Env<'_>, out: &mut Segment, count: u32) -> bool {
+        let idle = self.snd_una == self.snd_max;
+        if idle && self.restart_after_idle(env) {
+            // A smaller window still allows a segment: nothing is in flight.
+        }
+        let seq = self.snd_nxt;
+        let start_of_ack = self.facts.contains(Facts::TX_ACK) || self.ack_at != Instant::FAR_FUTURE;
+        self.fill(env, out, seq, Flags::ACK);
+        let sack_len = (out.options.len() as u32).saturating_sub(12);
+        let mut count = count;
+        if sack_len != 0 && !out.options.is_empty() {
+            count = self.less_options(out, count);
+        }
+        let data = count.min(self.snd_end.distance(seq).max(0) as u32);
+        let sent = self.send_queue.gather_next(env.slices, seq, data, &mut out.payload);
+        let mut end = seq + sent;
+        if end == self.snd_end {
+            out.flags |= Flags::PSH;
+            if sent < count && self.facts.contains(Facts::FIN_QUEUED) {
+                out.flags |= Flags::FIN;
+                end += 1;
+            }
+            if sent == 0 {
+                out.flags.remove(Flags::PSH);
+            }
+        }
+        env.stats.bytes_out += u64::from(sent);
+        // An answer in the place of an ACK: the peer is waiting for answers, not for ACKs.
+        if start_of_ack {
+            self.quick_acks = 0;
+        }
+        self.note_sent(env, seq, end);
+        true
+    }
+
+    /// Bytes left for payload when blocks take their place beside it (RFC 6691 section 2).
+    #[cold]
+    fn less_options(&self, out: &Segment, count: u32) -> u32 {
+        let reserved = if self.facts.contains(Facts::TIMESTAMPS) { 12 } else { 0 };
+        let extra = (out.options.len() as u32).saturating_sub(reserved);
+        count.min(u32::from(self.mss).saturating_sub(extra).max(1))
+    }
+
+    /// What follows from having sent the numbers from `seq` up to `end`.
+    #[inline]
+    fn note_sent(&mut self, env: &mut Env<'_>, seq: SeqNumber, end: SeqNumber) {
+        self.snd_nxt = end;
+        if seq.lt(self.snd_max) {
+            self.note_resent(env);
+        } else if !self.facts.contains(Facts::TIMING) {
+            self.facts.insert(Facts::TIMING);
+            self.timed_seq = end;
+            self.timed_at_us = env.now_us();
+        }
+        self.snd_max = self.snd_max.max(end);
+        self.last_send_ticks = env.now_ticks();
+        // RFC 6298 section 5.1.
+        if self.retransmit_at == Instant::FAR_FUTURE || self.facts.contains(Facts::PERSIST) {
+            self.facts.remove(Facts::PERSIST);
+            self.arm_retransmit(env);
+        }
+    }
+
+    #[cold]
+    fn note_resent(&mut self, env: &mut Env<'_>) {
+        // Karn: an ACK might be of either.
+        self.facts.remove(Facts::TIMING);
+        self.retransmits = self.retransmits.saturating_add(1);
+        env.stats.retransmits += 1;
+    }
+
+    /// RFC 5681 section 4.1: after a time-out's worth of silence the old window proves nothing.
+    #[inline]
+    fn restart_after_idle(&mut self, env: &Env<'_>) -> bool {
+        let initial = initial_window(env.config.initial_window_segments, u32::from(self.mss));
+        if self.window.cwnd <= initial {
+            return false;
+        }
+        let idle_ticks = env.now_ticks().wrapping_sub(self.last_send_ticks);
+        if idle_ticks <= self.rtt.rto_us >> 10 {
+            return false;
+        }
+        self.congestion.on_idle(&mut self.window, initial);
+        true
+    }
+
+    /// Nothing can be sent although something is left: remembers whether the congestion window is
+    /// why, and sees to it that a timer will break a deadlock.
+    fn note_what_limits(&mut self, env: &mut Env<'_>) {
+        let usable = self.window.cwnd.saturating_sub(self.flight());
+        let mss = u32::from(self.mss);
+        let limited = self.window.cwnd <= self.snd_wnd
+            && usable < mss.min(self.snd_limit().bytes_since(self.snd_nxt));
+        self.facts.set(Facts::CWND_LIMITED, limited && self.state.transmits());
+        self.arm_persist_if_stalled(env);
+    }
+
+    /// The number of a segment without data: the next one, or, while data is being sent again, the
+    /// highest (a peer that has all of it would take a lower one for old).
+    #[inline]
+    fn snd_nxt_for_ack(&self) -> SeqNumber {
+        if self.facts.contains(Facts::PERSIST) { self.snd_nxt } else { self.snd_max }
+    }
+
+    /// Writes everything but the payload, with the ACK that every segment carries.
+    #[inline]
+    pub(crate) fn fill(
+        &mut self,
+        env: &mut Env<'_>,
+        out: &mut Segment,
+        seq: SeqNumber,
+        flags: Flags,
+    ) {
+        env.stats.segments_out += 1;
+        out.seq = seq;
+        out.ack = self.rcv_nxt;
+        out.flags = flags;
+        out.gso_bytes = 0;
+        out.payload.clear();
+        if self.facts.contains(Facts::TIMESTAMPS) {
+            out.options.set_timestamp(self.timestamp(env));
+        } else {
+            out.options.clear();
+        }
+        if self.facts.intersects(Facts::OUT_OF_ORDER | Facts::DSACK) {
+            self.fill_sack(env, out);
+        }
+        out.window = self.announce(env.config);
+        self.last_ack_sent = self.rcv_nxt;
+        self.facts.remove(Facts::TX_ACK);
+        self.ack_at = Instant::FAR_FUTURE;
+    }
+
+    #[inline]
+    fn timestamp(&self, env: &Env<'_>) -> Timestamp {
+        Timestamp {
+            value: env.now_ticks().wrapping_add(self.ts_offset),
+            echo: self.ts_recent,
+        }
+    }
+
+    /// A duplicate is reported once, before the ranges (RFC 2883 section 4).
+    #[cold]
+    fn fill_sack(&mut self, env: &mut Env<'_>, out: &mut Segment) {
+        if !self.facts.contains(Facts::SACK) {
+            self.facts.remove(Facts::DSACK);
+            return;
+        }
+        let mut blocks = SackBlocks::EMPTY;
+        if self.facts.contains(Facts::DSACK) {
+            blocks.push(self.dsack.0, self.dsack.1);
+            self.facts.remove(Facts::DSACK);
+            env.stats.dsacks_out += 1;
+        }
+        self.reassembly.sack_blocks(env.slices, &mut blocks);
+        let timestamp = self.facts.contains(Facts::TIMESTAMPS).then(|| self.timestamp(env));
+        out.options.set_established(timestamp, &blocks);
+    }
+
+    /// The window field for the next segment. What was once allowed stays allowed (RFC 9293 section
+    /// 3.8.6, SHLD-14).
+    #[inline]
+    fn announce(&mut self, config: &Config) -> u16 {
+        let held = self.rcv_adv.bytes_since(self.rcv_nxt);
+        let room = self.receive_room(config);
+        let scale = self.rcv_scale;
+        // RFC 9293 section 3.8.6.2.2: the edge moves by a segment or half of the buffer, or stays.
+        let grows = room > held && room - held >= self.window_step(config);
+        let units = if grows {
+            let units = room >> scale;
+            if units << scale < held { held.div_ceil_shift(scale) } else { units }
+        } else {
+            // Rounded up, since rounding down would take back up to a unit (RFC 7323 section 2.4),
+            // unless a peer that sends a byte at a time made use of it to push the edge further
+            // and further.
+            let up = held.div_ceil_shift(scale);
+            if up << scale > room.saturating_add(u32::from(self.mss_limit)) {
+                held >> scale
+            } else {
+                up
+            }
+        };
+        let field = units.min(0xffff);
+        self.rcv_adv = self.rcv_adv.max(self.rcv_nxt + (field << scale));
+        field as u16
+    }
+
+    /// Everything that is neither new data nor an ACK; `false` if there turned out to be nothing.
+    #[cold]
+    fn transmit_special(&mut self, env: &mut Env<'_>, out: &mut Segment) -> bool {
+        if self.facts.contains(Facts::TX_RESET) {
+            self.facts.remove(Facts::TX_ANY);
+            self.fill(env, out, self.snd_max, Flags::RST | Flags::ACK);
+            env.stats.resets_out += 1;
+            return true;
+        }
+        if self.facts.contains(Facts::TX_REPLY) {
+            // RFC 9293 sections 3.10.7.3 and 3.10.7.4: <SEQ=SEG.ACK><CTL=RST>
+            self.facts.remove(Facts::TX_REPLY);
+            out.seq = self.reply_seq;
+            out.ack = SeqNumber(0);
+            out.flags = Flags::RST;
+            out.window = 0;
+            out.gso_bytes = 0;
+            out.options.clear();
+            out.payload.clear();
+            env.stats.segments_out += 1;
+            env.stats.resets_out += 1;
+            return true;
+        }
+        if self.facts.contains(Facts::TX_SYN) {
+            self.facts.remove(Facts::TX_SYN);
+            self.transmit_syn(env, out);
+            return true;
+        }
+        if self.facts.contains(Facts::TX_FIRST) {
+            self.facts.remove(Facts::TX_FIRST);
+            if self.transmit_first(env, out) {
+                return true;
+            }
+        }
+        if self.facts.contains(Facts::TX_PROBE) {
+            self.facts.remove(Facts::TX_PROBE);
+            if self.transmit_probe(env, out) {
+                return true;
+            }
+        }
+        if self.facts.contains(Facts::TX_KEEPALIVE) {
+            // RFC 9293 section 3.8.4: a number below the window makes the peer say where it is.
+            self.facts.remove(Facts::TX_KEEPALIVE);
+            self.fill(env, out, self.snd_una - 1, Flags::ACK);
+            return true;
+        }
+        false
+    }
+
+    fn transmit_syn(&mut self, env: &mut Env<'_>, out: &mut Segment) {
+        let flags = if self.state == State::SynSent { Flags::SYN } else { Flags::SYN | Flags::ACK };
+        let resent = self.snd_max != self.snd_una;
+        self.fill(env, out, self.snd_una, flags);
+        if self.state == State::SynSent {
+            out.ack = SeqNumber(0);
+        }
+        let timestamp = self.facts.contains(Facts::TIMESTAMPS).then(|| self.timestamp(env));
+        let scale = self.facts.contains(Facts::WINDOW_SCALE).then_some(self.rcv_scale);
+        let sack = self.facts.contains(Facts::SACK);
+        // RFC 6691: the MSS option leaves options out of account.
+        out.options = Options::syn(self.mss_limit, scale, sack, timestamp);
+        // RFC 7323 section 2.2: the window of a SYN is never scaled.
+        let window = env.config.recv_buffer_bytes.min(0xffff);
+        out.window = window as u16;
+        self.rcv_adv = self.rcv_nxt + window;
+        self.snd_nxt = self.snd_una + 1;
+        if resent {
+            self.note_resent(env);
+        } else {
+            self.facts.insert(Facts::TIMING);
+            self.timed_seq = self.snd_nxt;
+            self.timed_at_us = env.now_us();
+        }
+        self.snd_max = self.snd_nxt;
+        if self.retransmit_at == Instant::FAR_FUTURE {
+            self.arm_retransmit(env);
+        }
+    }
+
+    /// Sends the oldest segment again.
+    fn transmit_first(&mut self, env: &mut Env<'_>, out: &mut Segment) -> bool {
+        let rest = self.snd_max.bytes_since(self.snd_una);
+        if rest == 0 || !self.state.transmits() {
+            return false;
+        }
+        self.fill(env, out, self.snd_una, Flags::ACK);
+        let mss = self.less_options(out, u32::from(self.mss));
+        let data = rest.min(mss).min(self.snd_end.distance(self.snd_una).max(0) as u32);
+        let seq = self.snd_una;
+        let sent = self.send_queue.gather_first(env.slices, seq, data, &mut out.payload);
+        if seq + sent == self.snd_end && self.snd_max.gt(self.snd_end) {
+            out.flags |= Flags::FIN;
+        }
+        env.stats.bytes_out += u64::from(sent);
+        self.note_resent(env);
+        if self.retransmit_at == Instant::FAR_FUTURE {
+            self.arm_retransmit(env);
+        }
+        true
+    }
+
+    /// A closed window is asked with one number of what waits (RFC 9293 section 3.8.6.1), which
+    /// counts as sent but not as in flight: the peer may well drop it. An open one, too small for
+    /// what silly-window avoidance wants, gets what it holds after the override time-out.
+    fn transmit_probe(&mut self, env: &mut Env<'_>, out: &mut Segment) -> bool {
+        let rest = self.snd_limit().bytes_since(self.snd_una);
+        if rest == 0 || !self.state.transmits() {
+            return false;
+        }
+        let seq = self.snd_una;
+        let closed = self.snd_wnd == 0;
+        self.fill(env, out, seq, Flags::ACK);
+        let mss = self.less_options(out, u32::from(self.mss));
+        let count = if closed { 1 } else { rest.min(self.snd_wnd).min(mss) };
+        let data = count.min(self.snd_end.distance(seq).max(0) as u32);
+        self.send_queue.rewind();
+        let sent = self.send_queue.gather_next(env.slices, seq, data, &mut out.payload);
+        self.send_queue.rewind();
+        let mut end = seq + sent;
+        if end == self.snd_end && sent < count && self.facts.contains(Facts::FIN_QUEUED) {
+            out.flags |= Flags::FIN;
+            end += 1;
+        }
+        if sent > 0 {
+            out.flags |= Flags::PSH;
+        }
+        env.stats.bytes_out += u64::from(sent);
+        if closed {
+            self.facts.remove(Facts::TIMING);
+            self.snd_nxt = seq;
+            self.snd_max = self.snd_max.max(end);
+        } else {
+            self.note_sent(env, seq, end);
+        }
+        true
+    }
+}
+
+trait DivCeilShift {
+    fn div_ceil_shift(self, shift: u8) -> u32;
+}
+
+impl DivCeilShift for u32 {
+    /// Divides by `1 << shift`, rounding up.
+    #[inline]
+    fn div_ceil_shift(self, shift: u8) -> u32 {
+        (self + ((1 << shift) - 1)) >> shift
+    }
+}

@@ -1,0 +1,1 @@
+//! Bulk transfer in both directions, with the kernel as client and as server.

@@ -1,0 +1,1 @@
+//! The other devices: a packet socket on a veth, shared memory, captures.

@@ -1,0 +1,12 @@
+//! `millstream` against the kernel's TCP, in network namespaces.
+
+#![forbid(unsafe_code)]
+
+mod bulk;
+mod http;
+mod impaired;
+mod links;
+mod load;
+mod neighbours;
+mod refusals;
+mod shutdown;
