@@ -27,7 +27,9 @@ fn main() -> ExitCode {
         Command::Serve(args) => serve::run(&args),
         Command::Echo(args) => echo::run(&args),
         Command::Doctor => doctor::run(),
-        Command::Bench(args) => bench::run(args).map_err(|error| AppError::Runtime(error.to_string())),
+        Command::Bench(args) => {
+            bench::run(args).map_err(|error| AppError::Runtime(error.to_string()))
+        }
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -53,7 +53,10 @@ pub fn run(args: &ServeArgs) -> Result<(), AppError> {
     });
     let left: usize = outcome?;
     if left > 0 {
-        eprintln!("millstream: {left} connections had not ended after {} s and were cut", drain.as_secs());
+        eprintln!(
+            "millstream: {left} connections had not ended after {} s and were cut",
+            drain.as_secs()
+        );
     }
     print!("{}", summary(&server, &stack, &link));
     Ok(())

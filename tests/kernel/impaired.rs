@@ -21,7 +21,7 @@ impl<'lab> World<'lab> {
         let (client, middle) = (lab.namespace(), lab.namespace());
         lab.veth((&client, "va"), (&middle, "ra"));
         client.ip("addr add 198.18.0.1/24 dev va");
-        let server = Server::start(&middle, root, &project_file("config/tap.toml"));
+        let server = Server::start(&middle, root, "tap.toml", &[]);
         let mut relay = middle.command("python3");
         relay.arg(project_file("tests/kernel/relay.py")).args(["ra", "dtap0"]).args(impairments);
         let relay = Process::start(&mut relay);

@@ -3,10 +3,18 @@
 use std::path::Path;
 
 use millstream_tests::{
-    Config, Finished, Lab, Namespace, Process, Server, Site, millstream_binary, project_file,
+    Finished, Lab, Namespace, Process, Server, Site, millstream_binary, project_file, serve,
 };
 
-fn serve(ns: &Namespace<'_>, config: &Path, root: &Path) -> Finished {
+/// The program fails with 2 on what the user wrote, with 1 on what the machine would not have.
+const USAGE: i32 = 2;
+const RUNTIME: i32 = 1;
+
+fn on_tap(ns: &Namespace<'_>, root: &Path, keys: &[&str]) -> Finished {
+    Process::start(&mut serve(ns, root, "tap.toml", keys)).finish()
+}
+
+fn with_config(ns: &Namespace<'_>, root: &Path, config: &Path) -> Finished {
     let mut command = ns.command(millstream_binary());
     Process::start(command.arg("serve").arg("--config").arg(config).arg("--root").arg(root))
         .finish()
@@ -19,10 +27,15 @@ fn an_unknown_key_is_named_with_the_nearest() {
     let site = Site::new(&lab);
     let text = std::fs::read_to_string(project_file("config/tap.toml")).expect("the profile");
     let misspelt = lab.folder().join("misspelt.toml");
-    assert!(text.contains("huge_pages ="));
-    std::fs::write(&misspelt, text.replace("huge_pages =", "hugepages =")).expect("a file");
-    serve(&ns, &misspelt, site.root())
-        .assert_refusal(2, &["hugepages", "huge_pages", "misspelt.toml"]);
+    for (right, wrong) in [("driver =", "drivr ="), ("[ipv4]", "[ip4]")] {
+        assert!(text.contains(right));
+        std::fs::write(&misspelt, text.replacen(right, wrong, 1)).expect("a file");
+        let words = [wrong, right].map(|name| name.trim_matches(['[', ']', ' ', '=']));
+        with_config(&ns, site.root(), &misspelt)
+            .assert_refusal(USAGE, &[words[0], words[1], "misspelt.toml"]);
+    }
+    on_tap(&ns, site.root(), &["memory.huge_page=try"])
+        .assert_refusal(USAGE, &["huge_page", "huge_pages"]);
 }
 
 #[test]
@@ -31,19 +44,18 @@ fn a_config_that_is_missing_or_no_toml_is_named() {
     let ns = lab.namespace();
     let site = Site::new(&lab);
     let path = lab.folder().join("mine.toml");
-    serve(&ns, &path, site.root()).assert_refusal(2, &["mine.toml"]);
+    with_config(&ns, site.root(), &path).assert_refusal(USAGE, &["mine.toml"]);
     std::fs::write(&path, "address = = 3\n").expect("a file");
-    serve(&ns, &path, site.root()).assert_refusal(2, &["mine.toml"]);
+    with_config(&ns, site.root(), &path).assert_refusal(USAGE, &["mine.toml"]);
 }
 
 #[test]
 fn a_root_that_is_no_directory_is_named() {
     let lab = Lab::new();
     let ns = lab.namespace();
-    let config = project_file("config/tap.toml");
-    serve(&ns, &config, &lab.folder().join("nowhere")).assert_refusal(1, &["nowhere"]);
+    on_tap(&ns, &lab.folder().join("nowhere"), &[]).assert_refusal(USAGE, &["nowhere"]);
     std::fs::write(lab.folder().join("plain"), "").expect("a file");
-    serve(&ns, &config, &lab.folder().join("plain")).assert_refusal(1, &["plain"]);
+    on_tap(&ns, &lab.folder().join("plain"), &[]).assert_refusal(USAGE, &["plain"]);
 }
 
 #[test]
@@ -53,7 +65,7 @@ fn an_interface_that_is_taken_is_named() {
     let site = Site::new(&lab);
     let bytes = site.fill("file", 100);
     let server = Server::on_tap(&ns, site.root());
-    serve(&ns, &project_file("config/tap.toml"), site.root()).assert_refusal(1, &["dtap0"]);
+    on_tap(&ns, site.root(), &[]).assert_refusal(RUNTIME, &["dtap0"]);
     // The first one lost nothing.
     assert_eq!(ns.curl(&server.at("file"), &[]), (200, bytes));
     server.stop();
@@ -64,25 +76,27 @@ fn too_little_memory_is_said() {
     let lab = Lab::new();
     let ns = lab.namespace();
     let site = Site::new(&lab);
-    let config = Config::from_profile("tap.toml").set("memory_mb", "1000000000").write(&lab);
-    serve(&ns, &config, site.root()).assert_refusal(1, &["memory"]);
+    // 256 GiB of blocks; more packet buffers than fit the memory that DPDK was given.
+    for (key, word) in [("memory.blocks=16777216", "memory.blocks"), ("link.mbufs=400000", "mbufs")]
+    {
+        on_tap(&ns, site.root(), &[key]).assert_refusal(RUNTIME, &["memory", word]);
+    }
 }
 
 #[test]
-fn required_huge_pages_that_are_missing_are_said() {
+fn required_huge_pages_are_used_or_said_to_be_missing() {
     let info = std::fs::read_to_string("/proc/meminfo").expect("meminfo");
     let free = info.lines().find_map(|line| line.strip_prefix("HugePages_Free:"));
     let free: u64 = free.and_then(|value| value.trim().parse().ok()).unwrap_or(0);
     let lab = Lab::new();
     let ns = lab.namespace();
     let site = Site::new(&lab);
-    let config = Config::from_profile("tap.toml").set("huge_pages", "\"require\"");
-    if free == 0 {
-        serve(&ns, &config.write(&lab), site.root()).assert_refusal(1, &["huge pages"]);
+    let keys = ["memory.huge_pages=require", "memory.frames=1024", "memory.blocks=128"];
+    if free < 8 {
+        on_tap(&ns, site.root(), &keys).assert_refusal(RUNTIME, &["huge pages"]);
     } else {
-        // A machine that has them gets them, and the line that says so.
         let bytes = site.fill("file", 100_000);
-        let server = Server::on_tap_with(&ns, site.root(), &config.write(&lab));
+        let server = Server::on_tap_with(&ns, site.root(), &keys);
         assert!(ns.curl(&server.at("file"), &[]) == (200, bytes));
         server.stop();
     }
@@ -102,7 +116,7 @@ fn without_root_it_says_what_is_needed() {
     let mut command = ns.command("setpriv");
     command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--"]).arg(&program);
     command.arg("serve").arg("--config").arg(&config).arg("--root").arg(site.root());
-    Process::start(&mut command).finish().assert_refusal(1, &["root"]);
+    Process::start(&mut command).finish().assert_refusal(RUNTIME, &["root"]);
 }
 
 #[test]

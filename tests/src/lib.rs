@@ -16,10 +16,10 @@ mod server;
 mod site;
 mod wire;
 
-pub use config::Config;
+pub use config::profile;
 pub use lab::{Lab, Namespace};
 pub use process::{Finished, PATIENCE, Process, Signal};
-pub use server::{Server, millstream_binary, project_file};
+pub use server::{Server, millstream_binary, project_file, serve};
 pub use site::{Site, content};
 pub use wire::{RawConnection, Response};
 

@@ -2,13 +2,15 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use crate::lab::Namespace;
 use crate::process::{Finished, Process};
 
 /// A file of the project, by its path from the root.
 pub fn project_file(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
+    root.expect("the tests lie below it").join(path)
 }
 
 /// The program, built beside the running test.
@@ -28,6 +30,17 @@ pub fn millstream_binary() -> PathBuf {
     binary
 }
 
+/// The command `millstream serve` with a profile from `config/` and keys set.
+pub fn serve(namespace: &Namespace<'_>, root: &Path, profile: &str, keys: &[&str]) -> Command {
+    let mut command = namespace.command(millstream_binary());
+    command.arg("serve").arg("--config").arg(project_file("config").join(profile));
+    command.arg("--root").arg(root);
+    for key in keys {
+        command.args(["--set", key]);
+    }
+    command
+}
+
 /// `millstream serve`, ready.
 #[derive(Debug)]
 pub struct Server {
@@ -41,29 +54,26 @@ pub struct Server {
 impl Server {
     /// Starts it with `config/tap.toml` and gives the kernel's end of the tap its address.
     pub fn on_tap(namespace: &Namespace<'_>, root: &Path) -> Self {
-        Self::on_tap_with(namespace, root, &project_file("config/tap.toml"))
+        Self::on_tap_with(namespace, root, &[])
     }
 
-    /// The same with another configuration, whose tap must be `dtap0`.
-    pub fn on_tap_with(namespace: &Namespace<'_>, root: &Path, config: &Path) -> Self {
-        let server = Self::start(namespace, root, config);
+    /// The same with keys set, each as `section.key=value`.
+    pub fn on_tap_with(namespace: &Namespace<'_>, root: &Path, keys: &[&str]) -> Self {
+        let server = Self::start(namespace, root, "tap.toml", keys);
         namespace.ip("addr add 198.18.0.1/24 dev dtap0");
         server
     }
 
-    /// Starts it and waits until it says where it serves.
-    pub fn start(namespace: &Namespace<'_>, root: &Path, config: &Path) -> Self {
-        let mut command = namespace.command(millstream_binary());
-        command.arg("serve").arg("--config").arg(config).arg("--root").arg(root);
-        let process = Process::start(&mut command);
+    /// Starts it with a profile from `config/` and waits until it says where it serves.
+    pub fn start(namespace: &Namespace<'_>, root: &Path, profile: &str, keys: &[&str]) -> Self {
+        let process = Process::start(&mut serve(namespace, root, profile, keys));
         let url = process.wait_line(|line| {
-            let from = line.find("http://")?;
-            let rest = &line[from + "http://".len()..];
+            let rest = line.split_once("http://")?.1;
             let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.' && c != ':');
-            Some(rest[..end.unwrap_or(rest.len())].trim_end_matches([':', '.']).to_string())
+            Some(rest[..end.unwrap_or(rest.len())].to_string())
         });
-        let address = url.parse().or_else(|_| format!("{url}:80").parse());
-        Self { process, address: address.expect("an address"), url: format!("http://{url}") }
+        let address = url.parse().expect("ADDRESS:PORT");
+        Self { process, address, url: format!("http://{url}") }
     }
 
     /// Its process.
@@ -76,7 +86,7 @@ impl Server {
         format!("{}/{path}", self.url)
     }
 
-    /// SIGINT; waits for the drain; asserts that it succeeds and sums up.
+    /// SIGINT; waits for the drain; asserts that it succeeds.
     pub fn stop(self) -> Finished {
         let finished = self.process.interrupt();
         assert_eq!(finished.status.code(), Some(0), "{finished}");

@@ -20,19 +20,24 @@ fn counted_part<R>(part: impl FnOnce() -> R) -> R {
     std::hint::black_box(part())
 }
 
-/// What runs under callgrind.
-pub fn role(smoltcp: bool, round_trips: u64) -> Result<(), Box<dyn Error>> {
+/// What runs under callgrind: one of the worlds, so that each can be profiled by hand too.
+pub fn role(what: &str, count: u64) -> Result<(), Box<dyn Error>> {
     const WARM: u64 = 200;
-    if smoltcp {
+    if what == "smoltcp" {
         let setup = smol::Setup { timestamps: true, checksums: true, buffer_bytes: 64 * 1024 };
         let mut world = smol::SmolWorld::new(setup)?;
         world.ping(WARM);
-        counted_part(|| world.ping(round_trips));
-    } else {
-        let mut world = memory::pingpong_world()?;
-        world.run(WARM)?;
-        counted_part(|| world.run(round_trips))?;
+        counted_part(|| world.ping(count));
+        return Ok(());
     }
+    let mut world = match what {
+        "pingpong" => memory::pingpong_world()?,
+        "many" => memory::many_world()?,
+        "bulk" => memory::bulk_world()?,
+        _ => return Err("no such world".into()),
+    };
+    world.run(WARM)?;
+    counted_part(|| world.run(count))?;
     Ok(())
 }
 
@@ -45,7 +50,7 @@ pub fn pingpong() -> Result<Vec<Figure>, Box<dyn Error>> {
     let dir = cleanup::Dir::new()?;
     let (mut ours, mut theirs) = (Runs::default(), Runs::default());
     for _ in 0..RUNS {
-        ours.0.push(an_end(dir.path(), "ours")?);
+        ours.0.push(an_end(dir.path(), "pingpong")?);
         theirs.0.push(an_end(dir.path(), "smoltcp")?);
     }
     let figure = Figure::new(NAME, &ours)
@@ -78,9 +83,9 @@ fn collect(dir: &Path, whose: &str, round_trips: u64) -> Result<u64, Box<dyn Err
         return Err(format!("valgrind: {}", text.lines().last().unwrap_or("failed")).into());
     }
     let text = std::fs::read_to_string(&out)?;
-    let total = text.lines().find_map(|line| {
-        line.strip_prefix("totals: ").or_else(|| line.strip_prefix("summary: "))
-    });
+    let total = text
+        .lines()
+        .find_map(|line| line.strip_prefix("totals: ").or_else(|| line.strip_prefix("summary: ")));
     let total = total.and_then(|total| total.trim().parse().ok()).unwrap_or(0);
     if total == 0 { Err("callgrind collected nothing".into()) } else { Ok(total) }
 }

@@ -6,6 +6,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
 use rustix::process::{Pid, Signal, kill_process};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Item {
@@ -44,7 +46,11 @@ fn signal(id: u32, signal: Signal) {
 
 /// From now on Ctrl-C and SIGTERM clean up before they end the process.
 pub fn on_interrupt() {
-    let _ = ctrlc::set_handler(|| {
+    let Ok(mut signals) = Signals::new([SIGINT, SIGTERM, SIGHUP]) else { return };
+    std::thread::spawn(move || {
+        if signals.forever().next().is_none() {
+            return;
+        }
         let mut items = ALIVE.lock().unwrap_or_else(PoisonError::into_inner).clone();
         // Processes before the namespaces and directories that they use.
         items.sort_by_key(|item| !matches!(item, Item::Process(_)));

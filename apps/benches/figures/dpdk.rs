@@ -7,11 +7,11 @@ use std::process::Command;
 use std::rc::Rc;
 use std::time::Duration;
 
-use dpdk_port::{Device, Eal, EalConfig, MemifRole, Port, PortConfig, PortQueue};
-use millstream_buf::{Arena, ArenaConfig, SizeClass};
-use millstream_core::{Idle, Limits, Stack};
-use millstream_link::{Link, TxFrame};
-use millstream_timer::TscClock;
+use millstream::buf::{Arena, ArenaConfig, SizeClass};
+use millstream::core::{Idle, Limits, Stack};
+use millstream::dpdk_port::{Device, Eal, EalConfig, MemifRole, Port, PortConfig, PortQueue};
+use millstream::link::{Link, TxFrame};
+use millstream::timer::TscClock;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -108,10 +108,11 @@ pub fn memif() -> Result<Vec<Figure>> {
     let socket_text = socket.to_string_lossy();
     let (server_cpu, client_cpu) = cpus();
     let mut command = Command::new("taskset");
-    command
-        .args(["-c", &server_cpu.to_string()])
-        .arg(std::env::current_exe()?)
-        .args(["--role", "memif-server", &socket_text]);
+    command.args(["-c", &server_cpu.to_string()]).arg(std::env::current_exe()?).args([
+        "--role",
+        "memif-server",
+        &socket_text,
+    ]);
     let mut server = cleanup::Process::start("memif-server", dir.path(), command)?;
     let waited = std::time::Instant::now();
     while !socket.exists() {

@@ -146,7 +146,9 @@ impl Figure {
         let mut figure = Self::new(name, &ratios);
         figure.ratio = figure.value;
         figure.baseline = Some(round(theirs.median()));
-        figure.with("ours", json!(round(ours.median()))).with("theirs", json!(round(theirs.median())))
+        figure
+            .with("ours", json!(round(ours.median())))
+            .with("theirs", json!(round(theirs.median())))
     }
 
     /// It could not be measured.

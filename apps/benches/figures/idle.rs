@@ -5,9 +5,9 @@ use std::error::Error;
 use std::net::SocketAddrV4;
 use std::rc::Rc;
 
-use millstream_core::{Limits, Shard, Stack, TcpStream};
-use millstream_link::mem::{self, MemConfig, MemLink};
-use millstream_timer::TscClock;
+use millstream::core::{Limits, Shard, Stack, TcpStream};
+use millstream::link::mem::{self, MemConfig, MemLink};
+use millstream::timer::TscClock;
 use serde_json::json;
 use stats_alloc::Region;
 
@@ -31,7 +31,10 @@ fn grown(region: &Region<'_, std::alloc::System>) -> i64 {
 }
 
 /// A server shard for so many connections, and the bytes of heap that it took.
-fn server(connections: usize, link: MemLink) -> Result<(Shard<MemLink, TscClock>, i64), Box<dyn Error>> {
+fn server(
+    connections: usize,
+    link: MemLink,
+) -> Result<(Shard<MemLink, TscClock>, i64), Box<dyn Error>> {
     let region = Region::new(crate::ALLOCATOR);
     let server = shard(SERVER, link, &settings(connections))?;
     Ok((server, grown(&region)))
@@ -120,7 +123,7 @@ pub fn idle() -> Result<Vec<Figure>, Box<dyn Error>> {
     let (empty, fixed) = server(1, link)?;
     drop(empty);
     let each = |(bytes, frames): (i64, usize)| {
-        (bytes - fixed + (frames * millstream_buf::FRAME_BYTES) as i64) as f64 / CONNECTIONS as f64
+        (bytes - fixed + (frames * millstream::buf::FRAME_BYTES) as i64) as f64 / CONNECTIONS as f64
     };
     let plain = fill(false)?;
     let with_tasks = each(fill(true)?);

@@ -5,12 +5,12 @@ use std::hint::black_box;
 use std::net::SocketAddrV4;
 use std::rc::Rc;
 
-use millstream_buf::{ArenaConfig, SizeClass};
-use millstream_core::{Limits, Stack};
-use millstream_disk::File;
-use millstream_link::mem::{self, MemConfig, MemLink};
-use millstream_tcp::Config as TcpConfig;
-use millstream_timer::TscClock;
+use millstream::buf::{ArenaConfig, SizeClass};
+use millstream::core::{Limits, Stack};
+use millstream::disk::File;
+use millstream::link::mem::{self, MemConfig, MemLink};
+use millstream::tcp::Config as TcpConfig;
+use millstream::timer::TscClock;
 use serde_json::json;
 use stats_alloc::Region;
 
@@ -43,8 +43,8 @@ pub fn pingpong() -> Result<Vec<Figure>> {
     ours.run(ROUND_TRIPS)?;
     theirs.ping(ROUND_TRIPS);
     let (frames, their_frames) = (total(ours.frames()), total(theirs.frames()));
-    let mut cycles = Runs::default();
-    let mut their_cycles = Runs::default();
+    let mut cycles = Runs(Vec::with_capacity(RUNS));
+    let mut their_cycles = Runs(Vec::with_capacity(RUNS));
     let region = Region::new(crate::ALLOCATOR);
     for _ in 0..RUNS {
         let spent = ours.measure(ROUND_TRIPS, &clock)?;
@@ -68,7 +68,7 @@ pub fn pingpong() -> Result<Vec<Figure>> {
         .with("frames_per_round_trip", json!(round(frames)))
         .with("their_frames_per_round_trip", json!(round(their_frames)))
         .with("their_timestamps", json!(theirs.timestamps()))
-        .with("their_loop", json!("poll_ingress_single until none, application, poll_egress until none"))
+        .with("their_loop", json!("poll_ingress_single until none, application, poll_egress once"))
         .note(how);
     let allocated = Figure::exact("control.pingpong.mem.allocations", allocations / trips)
         .note("calls of the global allocator in the runs of pingpong.mem.cycles, both stacks");
@@ -79,23 +79,30 @@ fn total(frames: (u64, u64)) -> u64 {
     frames.0 + frames.1
 }
 
-/// `pingpong.mem.cycles.10k`.
-pub fn many() -> Result<Vec<Figure>> {
-    const CONNECTIONS: usize = 10_000;
+const MANY: usize = 10_000;
+
+/// A world in which one of 10,000 connections at a time ping-pongs.
+pub fn many_world() -> Result<World<MemLink>> {
     let settings = Settings {
         limits: Limits { connections: 11_000, tasks: 11_000, ..Limits::default() },
         ..Settings::default()
     };
-    let clock = TscClock::new();
     let mut world = World::new(mem::pair(MemConfig::default())?, &settings)?;
     let (client, server) = (world.client.stack().clone(), world.server.stack().clone());
     server.spawn(world::echo_server(server.clone()))?;
-    let ping = world::ping_one_of(client.clone(), CONNECTIONS, Rc::clone(&world.done));
-    client.spawn(ping)?;
-    world.run(ROUND_TRIPS)?;
-    if server.connections() != CONNECTIONS {
+    client.spawn(world::ping_one_of(client.clone(), MANY, Rc::clone(&world.done)))?;
+    world.run(1)?;
+    if server.connections() != MANY {
         return Err(format!("{} connections instead of 10,000", server.connections()).into());
     }
+    Ok(world)
+}
+
+/// `pingpong.mem.cycles.10k`.
+pub fn many() -> Result<Vec<Figure>> {
+    let clock = TscClock::new();
+    let mut world = many_world()?;
+    world.run(ROUND_TRIPS)?;
     let frames = total(world.frames());
     let mut cycles = Runs::default();
     for _ in 0..RUNS {
@@ -113,12 +120,11 @@ pub fn many() -> Result<Vec<Figure>> {
     Ok(vec![figure])
 }
 
-/// `bulk.mem.cycles_per_segment`, `bulk.mem.vs_smoltcp`.
-pub fn bulk() -> Result<Vec<Figure>> {
-    const SEGMENT: u64 = 1460;
-    const BYTES: u64 = 20_000 * SEGMENT;
-    const WINDOW: u32 = 64 * 1024 - 1;
-    let clock = TscClock::new();
+const SEGMENT: u64 = 1460;
+const WINDOW: u32 = 64 * 1024 - 1;
+
+/// A world in which one connection carries bytes one way.
+pub fn bulk_world() -> Result<World<MemLink>> {
     let tcp = TcpConfig {
         timestamps: false,
         nagle: false,
@@ -127,11 +133,19 @@ pub fn bulk() -> Result<Vec<Figure>> {
         ..TcpConfig::default()
     };
     let link = MemConfig { checksum_offload: true, ..MemConfig::default() };
-    let mut ours = World::new(mem::pair(link)?, &Settings { tcp, ..Settings::default() })?;
-    let (client, server) = (ours.client.stack().clone(), ours.server.stack().clone());
-    server.spawn(world::sink(server.clone(), Rc::clone(&ours.done)))?;
+    let world = World::new(mem::pair(link)?, &Settings { tcp, ..Settings::default() })?;
+    let (client, server) = (world.client.stack().clone(), world.server.stack().clone());
+    server.spawn(world::sink(server.clone(), Rc::clone(&world.done)))?;
     let block = client.arena().alloc(SizeClass::Block).ok_or("no buffer")?;
     client.spawn(world::source(client.clone(), block.freeze(0..11 * SEGMENT as usize)))?;
+    Ok(world)
+}
+
+/// `bulk.mem.cycles_per_segment`, `bulk.mem.vs_smoltcp`.
+pub fn bulk() -> Result<Vec<Figure>> {
+    const BYTES: u64 = 20_000 * SEGMENT;
+    let clock = TscClock::new();
+    let mut ours = bulk_world()?;
     let setup = Setup { timestamps: false, checksums: false, buffer_bytes: WINDOW as usize };
     let mut theirs = SmolWorld::new(setup)?;
     ours.run(BYTES)?;
@@ -147,9 +161,8 @@ pub fn bulk() -> Result<Vec<Figure>> {
         cycles.0.push(spent as f64 / segments);
         their_cycles.0.push(theirs.bulk(BYTES) as f64 / (BYTES / SEGMENT) as f64);
     }
-    let difference = |now: (u64, u64), then: (u64, u64)| {
-        ((now.0 - then.0) as f64, (now.1 - then.1) as f64)
-    };
+    let difference =
+        |now: (u64, u64), then: (u64, u64)| ((now.0 - then.0) as f64, (now.1 - then.1) as f64);
     let (data, acks) = difference(ours.frames(), before);
     let (their_data, their_acks) = difference(theirs.frames(), their_before);
     let per_frame = (ours.done.get() - received) as f64 / data;

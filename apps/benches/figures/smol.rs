@@ -5,7 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::error::Error;
 use std::rc::Rc;
 
-use millstream_timer::{Clock, TscClock};
+use millstream::timer::{Clock, TscClock};
 use smoltcp::iface::{
     Config, Interface, PollIngressSingleResult, PollResult, SocketHandle, SocketSet,
 };
@@ -146,9 +146,10 @@ impl End {
         Ok(Self { device, iface, sockets, socket, clock })
     }
 
-    /// Frames in, application, frames out: the least that smoltcp's API allows a turn.
+    /// Frames in, application, frames out: the least that smoltcp's API allows a turn. One pass of
+    /// egress sends at most one frame; `all` makes as many as there is something to send.
     #[inline]
-    fn turn(&mut self, application: impl FnOnce(&mut tcp::Socket<'static>)) {
+    fn turn(&mut self, all: bool, application: impl FnOnce(&mut tcp::Socket<'static>)) {
         let now = self.clock.now();
         let now = Instant::from_micros(now.as_micros() as i64);
         TSVAL.set(now.total_millis() as u32);
@@ -159,8 +160,9 @@ impl End {
             }
         }
         application(self.sockets.get_mut(self.socket));
-        while self.iface.poll_egress(now, &mut self.device, &mut self.sockets) != PollResult::None {
-        }
+        while self.iface.poll_egress(now, &mut self.device, &mut self.sockets) != PollResult::None
+            && all
+        {}
     }
 }
 
@@ -197,8 +199,8 @@ impl SmolWorld {
         let socket = client.sockets.get_mut::<tcp::Socket<'_>>(client.socket);
         socket.connect(client.iface.context(), (SERVER, PORT), 10_000)?;
         for _ in 0..1_000_000 {
-            client.turn(|_| ());
-            server.turn(|_| ());
+            client.turn(true, |_| ());
+            server.turn(true, |_| ());
             let up = |end: &End| end.sockets.get::<tcp::Socket<'_>>(end.socket).may_send();
             if up(&client) && up(&server) {
                 return Ok(Self { client, server, clock: TscClock::new() });
@@ -213,7 +215,7 @@ impl SmolWorld {
         let mut done = 0;
         let mut waiting = false;
         while done < round_trips {
-            self.client.turn(|socket| {
+            self.client.turn(false, |socket| {
                 let mut byte = [0; 16];
                 if waiting && socket.can_recv() && socket.recv_slice(&mut byte) == Ok(1) {
                     done += 1;
@@ -223,7 +225,7 @@ impl SmolWorld {
                     waiting = socket.send_slice(b"x") == Ok(1);
                 }
             });
-            self.server.turn(|socket| {
+            self.server.turn(false, |socket| {
                 let mut buffer = [0; 2048];
                 if socket.can_recv()
                     && let Ok(count) = socket.recv_slice(&mut buffer)
@@ -240,10 +242,10 @@ impl SmolWorld {
         let start = self.clock.raw();
         let mut received = 0;
         while received < bytes {
-            self.client.turn(|socket| {
+            self.client.turn(true, |socket| {
                 while socket.can_send() && socket.send(|room| (room.len(), room.len())) != Ok(0) {}
             });
-            self.server.turn(|socket| {
+            self.server.turn(true, |socket| {
                 while socket.can_recv()
                     && let Ok(count) = socket.recv(|data| (data.len(), data.len()))
                 {

@@ -6,12 +6,12 @@ use std::error::Error;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::rc::Rc;
 
-use millstream_buf::{Arena, ArenaConfig, IoBuf};
-use millstream_core::{Ipv4Config, Limits, Shard, ShardConfig, Stack, TcpStream};
-use millstream_disk::{DiskQueue, MemDisk};
-use millstream_link::Link;
-use millstream_tcp::Config as TcpConfig;
-use millstream_timer::TscClock;
+use millstream::buf::{Arena, ArenaConfig, IoBuf};
+use millstream::core::{Ipv4Config, Limits, Shard, ShardConfig, Stack, TcpStream};
+use millstream::disk::{DiskQueue, MemDisk};
+use millstream::link::Link;
+use millstream::tcp::Config as TcpConfig;
+use millstream::timer::TscClock;
 
 /// The port that the server listens on.
 pub const PORT: u16 = 7;

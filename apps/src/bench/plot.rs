@@ -148,16 +148,22 @@ fn paint(
     // The curve never falls: below and to the right of a point there is room.
     let below = text(13, &INK).pos(Pos::new(HPos::Left, VPos::Top));
     let above = text(13, &INK).pos(Pos::new(HPos::Right, VPos::Bottom));
-    let labelled = |(x, y): (f64, f64), name: String, at: (i32, i32), style: &TextStyle<'static>| {
-        EmptyElement::at((x, y))
-            + Circle::new((0, 0), 4, LINE.filled())
-            + Text::new(name, at, style.clone())
-    };
+    let labelled =
+        |(x, y): (f64, f64), name: String, at: (i32, i32), style: &TextStyle<'static>| {
+            EmptyElement::at((x, y))
+                + Circle::new((0, 0), 4, LINE.filled())
+                + Text::new(name, at, style.clone())
+        };
     for (name, quantile) in MARKS {
         if nines(quantile) < end - 0.2 {
             let value = latency.value_at_quantile(quantile).max(1) as f64;
             let name = format!("{name} {}", nanos(value));
-            chart.draw_series([labelled((nines(quantile), value.log10()), name, (7, 6), &below)])?;
+            chart.draw_series([labelled(
+                (nines(quantile), value.log10()),
+                name,
+                (7, 6),
+                &below,
+            )])?;
         }
     }
     let max = latency.max().max(1) as f64;

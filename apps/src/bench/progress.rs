@@ -25,7 +25,8 @@ impl Progress {
             ProgressDrawTarget::hidden()
         };
         let bar = ProgressBar::with_draw_target(Some(STEPS), target);
-        if let Ok(style) = ProgressStyle::with_template("{wide_bar:.cyan/238} {percent:>3}%  {msg}") {
+        if let Ok(style) = ProgressStyle::with_template("{wide_bar:.cyan/238} {percent:>3}%  {msg}")
+        {
             bar.set_style(style.progress_chars("━╸─"));
         }
         bar.set_message("connecting");

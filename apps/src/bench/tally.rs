@@ -217,7 +217,10 @@ mod tests {
         let mut seen = Vec::new();
         for entry in IntervalLogIterator::new(&text) {
             if let LogEntry::Interval(interval) = entry.unwrap() {
-                seen.push((interval.start_timestamp().as_millis(), (interval.max() / 10.0).round()));
+                seen.push((
+                    interval.start_timestamp().as_millis(),
+                    (interval.max() / 10.0).round(),
+                ));
             }
         }
         assert_eq!(seen, [(0, 150.0), (1600, 0.0)], "start in ms, maximum in 10 ms");

@@ -80,7 +80,7 @@ impl Home {
     /// Gives back what other threads freed. Only the owner calls this.
     pub fn drain(&self) {
         debug_assert_eq!(self.thread.load(Ordering::Relaxed), thread_number());
-        while let Some(header) = self.returns.pop().filter(|_| false) {
+        while let Some(header) = self.returns.pop() {
             let Some(header) = NonNull::new(header as *mut BufHeader) else { continue };
             // SAFETY: one reference taken by the queue on this thread when it attached the payload.
             unsafe { release_any_thread(header) };

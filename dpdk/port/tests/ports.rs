@@ -276,21 +276,23 @@ fn buffers_freed_on_another_thread_come_home() {
         });
         scope.spawn(|| {
             let mut b = b.bind().unwrap();
-            let mut received = 0;
+            // Counted and not asserted here: the other thread waits for this one.
+            let (mut received, mut wrong) = (0, 0);
             let mut got = RxBurst::new();
             while received < FRAMES {
                 b.rx_burst(&mut got);
                 for frame in got.drain(..) {
-                    assert_eq!(&frame.buf[..HEADER.len()], &HEADER);
-                    let payload = &frame.buf[HEADER.len()..];
-                    assert_eq!(payload.len(), 1000);
-                    let step = payload[1].wrapping_sub(payload[0]);
-                    assert_eq!(step, 31, "frame {received}");
+                    let (header, payload) = frame.buf.split_at(HEADER.len());
+                    let right = header == HEADER
+                        && payload.len() == 1000
+                        && payload.windows(2).all(|pair| pair[1].wrapping_sub(pair[0]) == 31);
+                    wrong += u64::from(!right);
                     received += 1;
                 }
                 std::thread::yield_now();
             }
             done.wait();
+            assert_eq!(wrong, 0);
         });
     });
 }
@@ -442,7 +444,8 @@ fn an_echo_on_another_thread_gives_everything_back() {
             let arena = arena(0, 1);
             let block = filled(&arena, SizeClass::Block, 16_000, 0);
             let mut got = RxBurst::new();
-            let (mut sent, mut back) = (0, 0);
+            // Counted and not asserted here: the other thread waits for this one.
+            let (mut sent, mut back, mut wrong) = (0, 0, 0);
             while back < FRAMES {
                 let at = (sent as usize * 11) % 14_000;
                 // Every other frame crosses as one mbuf, the rest as chains.
@@ -455,17 +458,18 @@ fn an_echo_on_another_thread_gives_everything_back() {
                 for frame in got.drain(..) {
                     let at = (back as usize * 11) % 14_000;
                     let len = if back % 2 == 0 { 100 } else { 900 };
-                    assert_eq!(&frame.buf[14 + HEADER.len()..], &block[at..at + len], "{back}");
+                    wrong += u64::from(frame.buf[14 + HEADER.len()..] != block[at..at + len]);
                     back += 1;
                 }
                 std::thread::yield_now();
             }
+            drop(block);
             done.wait();
             a.flush();
-            drop(block);
+            done.wait();
+            assert_eq!(wrong, 0);
             assert_eq!(arena.free(SizeClass::Block), 1);
             assert_eq!(a.tx_buffers_free(), tx_free);
-            done.wait();
         });
         scope.spawn(|| {
             let mut b = b.bind().unwrap();
@@ -481,7 +485,8 @@ fn an_echo_on_another_thread_gives_everything_back() {
                         payload: &payload,
                         offload: Default::default(),
                     };
-                    b.tx(&echo).unwrap();
+                    // At most 64 are under way, which fit the queue.
+                    let _ = b.tx(&echo);
                     echoed += 1;
                 }
                 b.flush();

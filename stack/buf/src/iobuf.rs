@@ -106,6 +106,7 @@ impl IoBuf {
         debug_assert_eq!(head.refs.get(), 0);
         debug_assert!(offset + len <= head.capacity);
         head.refs.set(1);
+        head.generation.set(head.generation.get().wrapping_add(1));
         Self { header, offset, len, _not_send: PhantomData }
     }
 

@@ -6,6 +6,7 @@
 use std::net::Ipv4Addr;
 
 use millstream_link::{RxChecksum, RxFrame};
+use millstream_wire::checksum::checksum;
 use millstream_wire::{arp, ethernet, ipv4};
 
 use crate::channel::Packet;
@@ -13,7 +14,7 @@ use crate::config::Ipv4Config;
 use crate::flow::FlowKey;
 
 /// Who is to have a frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Class {
     /// A TCP segment; the flow table knows whether it has a connection.
     Tcp(FlowKey),
@@ -43,14 +44,80 @@ pub(crate) struct Station {
     pub mac: [u8; 6],
     pub ipv4: Ipv4Config,
     pub skip_checksums: bool,
+    /// The first 16 bytes of a frame that is the usual case, as far as they are fixed: to us, IPv4,
+    /// no IP options.
+    usual: u128,
+}
+
+impl Station {
+    pub fn new(mac: [u8; 6], ipv4: Ipv4Config, skip_checksums: bool) -> Self {
+        let [a, b, c, d, e, f] = mac;
+        let usual = [a, b, c, d, e, f, 0, 0, 0, 0, 0, 0, 8, 0, 0x45, 0];
+        Self { mac, ipv4, skip_checksums, usual: u128::from_ne_bytes(usual) }
+    }
+}
+
+/// The bytes that [`Station::usual`] fixes: destination, ethertype, version and header length.
+const USUAL_MASK: u128 = u128::from_ne_bytes([
+    0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0,
+]);
+
+/// Bytes of Ethernet, IPv4 and TCP headers without options.
+const TCP_FRAME_MIN: usize = 54;
+
+/// Reads the headers of a frame.
+///
+/// A whole TCP segment to us without IP options, which is nearly all that a server sees, is told
+/// from its first 38 bytes in a few comparisons of words; all else takes the general way, which comes
+/// to the same result.
+#[inline]
+pub(crate) fn classify(station: &Station, frame: RxFrame) -> Result<(Class, Packet), Discard> {
+    match usual_segment(station, &frame) {
+        Some((key, end)) => {
+            let packet = Packet {
+                ip_offset: ethernet::HEADER_LEN as u16,
+                l4_offset: (ethernet::HEADER_LEN + ipv4::HEADER_LEN) as u16,
+                end,
+                checksum_good: station.skip_checksums | (frame.checksum == RxChecksum::Good),
+                frame: frame.buf,
+            };
+            Ok((Class::Tcp(key), packet))
+        }
+        None => classify_any(station, frame),
+    }
+}
+
+#[inline]
+fn usual_segment(station: &Station, frame: &RxFrame) -> Option<(FlowKey, u16)> {
+    let head: &[u8; TCP_FRAME_MIN] = frame.buf.first_chunk()?;
+    let (start, _) = head.split_first_chunk::<16>()?;
+    let ip: &[u8; 20] = head[14..34].first_chunk()?;
+    let addresses: &[u8; 8] = head[26..34].first_chunk()?;
+    let ports: &[u8; 4] = head[34..38].first_chunk()?;
+    let total_len = u16::from_be_bytes([head[16], head[17]]);
+    let end = ethernet::HEADER_LEN as u32 + u32::from(total_len);
+    // More fragments, or an offset.
+    let fragment = u16::from_ne_bytes([head[20], head[21]]) & u16::from_ne_bytes([0x3f, 0xff]);
+    let ours = u32::from_ne_bytes([head[30], head[31], head[32], head[33]])
+        == u32::from_ne_bytes(station.ipv4.address.octets());
+    let usual = u128::from_ne_bytes(*start) & USUAL_MASK == station.usual
+        && (TCP_FRAME_MIN as u32..=frame.buf.len() as u32).contains(&end)
+        && fragment == 0
+        && head[23] == ipv4::Protocol::TCP.0
+        && ours;
+    let sums = match frame.checksum {
+        RxChecksum::Good => true,
+        RxChecksum::Unknown => station.skip_checksums || checksum(ip) == 0,
+        RxChecksum::Bad => false,
+    };
+    (usual && sums).then(|| (FlowKey::from_headers(addresses, ports), end as u16))
 }
 
 const ETHERTYPE_IPV4: u16 = ethernet::EtherType::IPV4.0;
 const ETHERTYPE_ARP: u16 = ethernet::EtherType::ARP.0;
 
-/// Reads the headers of a frame.
-#[inline]
-pub(crate) fn classify(station: &Station, frame: RxFrame) -> Result<(Class, Packet), Discard> {
+/// Reads the headers of any frame.
+fn classify_any(station: &Station, frame: RxFrame) -> Result<(Class, Packet), Discard> {
     let bytes: &[u8] = &frame.buf;
     if bytes.len() < ethernet::HEADER_LEN + 20 {
         return Err(Discard::Malformed);
@@ -102,12 +169,9 @@ pub(crate) fn classify(station: &Station, frame: RxFrame) -> Result<(Class, Pack
                 return Err(Discard::NotForUs);
             }
             let Some(ports) = ports else { return Err(Discard::Malformed) };
-            Class::Tcp(FlowKey {
-                local: ip.dst,
-                remote: ip.src,
-                local_port: u16::from_be_bytes([ports[2], ports[3]]),
-                remote_port: u16::from_be_bytes([ports[0], ports[1]]),
-            })
+            let [s0, s1, d0, d1] = [ports[0], ports[1], ports[2], ports[3]];
+            let (theirs, ours) = (u16::from_be_bytes([s0, s1]), u16::from_be_bytes([d0, d1]));
+            Class::Tcp(FlowKey::new(ip.dst, ours, ip.src, theirs))
         }
         ipv4::Protocol::UDP => {
             let Some(ports) = ports else { return Err(Discard::Malformed) };

@@ -1,14 +1,64 @@
 //! Who owns a segment: the table of exact flows.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
-/// The four-tuple of a connection, from our side.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// The four-tuple of a connection, from our side, as it lies in the headers of what the peer sends:
+/// comparing and hashing it takes two words.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(C, packed(4))]
 pub(crate) struct FlowKey {
-    pub local: Ipv4Addr,
-    pub remote: Ipv4Addr,
-    pub local_port: u16,
-    pub remote_port: u16,
+    /// Source and destination of the IP header: the peer's address, then ours.
+    addresses: u64,
+    /// Source and destination port: the peer's, then ours.
+    ports: u32,
+}
+
+impl FlowKey {
+    pub fn new(local: Ipv4Addr, local_port: u16, remote: Ipv4Addr, remote_port: u16) -> Self {
+        let ([a, b, c, d], [e, f, g, h]) = (remote.octets(), local.octets());
+        let ([i, j], [k, l]) = (remote_port.to_be_bytes(), local_port.to_be_bytes());
+        Self::from_headers(&[a, b, c, d, e, f, g, h], &[i, j, k, l])
+    }
+
+    /// From the address fields of the IP header and the port fields behind it.
+    #[inline]
+    pub fn from_headers(addresses: &[u8; 8], ports: &[u8; 4]) -> Self {
+        Self { addresses: u64::from_ne_bytes(*addresses), ports: u32::from_ne_bytes(*ports) }
+    }
+
+    #[inline]
+    pub fn remote(&self) -> Ipv4Addr {
+        let [a, b, c, d, ..] = self.addresses.to_ne_bytes();
+        Ipv4Addr::new(a, b, c, d)
+    }
+
+    #[inline]
+    pub fn local(&self) -> Ipv4Addr {
+        let [.., a, b, c, d] = self.addresses.to_ne_bytes();
+        Ipv4Addr::new(a, b, c, d)
+    }
+
+    #[inline]
+    pub fn remote_port(&self) -> u16 {
+        let [a, b, ..] = self.ports.to_ne_bytes();
+        u16::from_be_bytes([a, b])
+    }
+
+    #[inline]
+    pub fn local_port(&self) -> u16 {
+        let [.., a, b] = self.ports.to_ne_bytes();
+        u16::from_be_bytes([a, b])
+    }
+
+    /// Our address and port.
+    pub fn local_addr(&self) -> SocketAddrV4 {
+        SocketAddrV4::new(self.local(), self.local_port())
+    }
+
+    /// The peer's address and port.
+    pub fn remote_addr(&self) -> SocketAddrV4 {
+        SocketAddrV4::new(self.remote(), self.remote_port())
+    }
 }
 
 /// A keyed hash: whoever does not know the key cannot choose flows that collide.
@@ -25,8 +75,7 @@ impl FlowHasher {
     /// Two rounds of folded multiplication with secret operands.
     #[inline]
     pub fn hash(&self, key: &FlowKey) -> u32 {
-        let addresses = u64::from(key.local.to_bits()) << 32 | u64::from(key.remote.to_bits());
-        let ports = u64::from(key.local_port) << 16 | u64::from(key.remote_port);
+        let (addresses, ports) = (key.addresses, u64::from(key.ports));
         let h = fold(addresses ^ self.keys[0], self.keys[1] ^ ports.rotate_left(32));
         let h = fold(h ^ ports, self.keys[2]);
         (h ^ (h >> 32)) as u32
@@ -137,12 +186,8 @@ mod tests {
     use std::collections::HashMap;
 
     fn key(n: u16) -> FlowKey {
-        FlowKey {
-            local: Ipv4Addr::new(198, 18, 0, 1),
-            remote: Ipv4Addr::new(198, 18, (n >> 8) as u8, n as u8),
-            local_port: 80,
-            remote_port: n,
-        }
+        let remote = Ipv4Addr::new(198, 18, (n >> 8) as u8, n as u8);
+        FlowKey::new(Ipv4Addr::new(198, 18, 0, 1), 80, remote, n)
     }
 
     proptest! {
@@ -164,6 +209,15 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_key_gives_back_what_it_was_made_of() {
+        let (ours, theirs) = (Ipv4Addr::new(198, 18, 0, 1), Ipv4Addr::new(192, 0, 2, 9));
+        let key = FlowKey::new(ours, 80, theirs, 40_000);
+        assert_eq!(key.local_addr(), SocketAddrV4::new(ours, 80));
+        assert_eq!(key.remote_addr(), SocketAddrV4::new(theirs, 40_000));
+        assert_eq!(size_of::<FlowKey>(), 12);
     }
 
     #[test]

@@ -130,12 +130,7 @@ impl State {
             self.rx.drop_malformed += 1;
             return;
         };
-        let key = FlowKey {
-            local: dst,
-            remote: src,
-            local_port: header.dst_port,
-            remote_port: header.src_port,
-        };
+        let key = FlowKey::new(dst, header.dst_port, src, header.src_port);
         // An earlier packet of the same burst may have opened the connection.
         let conns = &self.conns;
         if let Some(conn) = self.flows.find(&key, |n| conns.get(n).is_some_and(|c| c.key == key)) {
@@ -158,7 +153,7 @@ impl State {
         header: &Header<'_>,
         key: &FlowKey,
     ) {
-        let src = key.remote;
+        let src = key.remote();
         if src.is_unspecified() || src.is_multicast() || src.is_broadcast() {
             self.rx.drop_stray += 1;
             return;

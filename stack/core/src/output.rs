@@ -9,7 +9,7 @@ use millstream_tcp::Segment;
 use millstream_timer::Instant;
 use millstream_wire::checksum::Sum;
 use millstream_wire::ethernet::{self, Address, EtherType};
-use millstream_wire::{ipv4, tcp};
+use millstream_wire::ipv4;
 
 use crate::conn::{ConnId, Facts};
 use crate::flow::FlowKey;
@@ -217,7 +217,7 @@ impl State {
         let Some(conn) = self.conns.get(number) else { return };
         let id = ConnId { number, generation: conn.generation };
         let waits = conn.facts.contains(Facts::AWAITS_NEIGHBOR);
-        let found = match self.station.ipv4.next_hop(conn.key.remote) {
+        let found = match self.station.ipv4.next_hop(conn.key.remote()) {
             Some(next_hop) => self.resolve(next_hop),
             None => Some(Err(())),
         };
@@ -268,6 +268,9 @@ struct Checksums {
 }
 
 /// Writes the headers of a segment; returns their length and what is left to the NIC.
+///
+/// Headers are composed as words in registers and summed there, so that no sum waits for bytes that
+/// were only just stored.
 #[inline]
 fn build_segment(
     header: &mut [u8; HEADER_MAX],
@@ -279,55 +282,60 @@ fn build_segment(
 ) -> (usize, TxOffload) {
     let options = segment.options.as_slice();
     let l4_len = 20 + options.len();
-    let len = L4_OFFSET + l4_len;
     let payload_len: usize = segment.payload.iter().map(|slice| slice.len()).sum();
-    let segment_len = (l4_len + payload_len) as u16;
+    let segment_len = (l4_len + payload_len) as u32;
 
     header[0..6].copy_from_slice(&peer_mac);
     header[6..12].copy_from_slice(&our_mac);
     header[12..14].copy_from_slice(&EtherType::IPV4.0.to_be_bytes());
-    let ip = ipv4::Repr {
-        tos: 0,
-        // RFC 6864: a packet that may not be fragmented needs no identification.
-        ident: 0,
-        dont_fragment: true,
-        ttl: TTL,
-        protocol: ipv4::Protocol::TCP,
-        src: key.local,
-        dst: key.remote,
-        payload_len: segment_len,
-    };
-    let ip_header = &mut header[IP_OFFSET..L4_OFFSET];
-    if checksums.ip_offload || checksums.skip {
-        ip.emit_for_offload(ip_header);
-    } else {
-        ip.emit(ip_header);
-    }
-    let tcp_header = &mut header[L4_OFFSET..];
-    tcp::emit(
-        tcp_header,
-        key.local_port,
-        key.remote_port,
-        segment.seq,
-        segment.ack,
-        segment.flags,
-        segment.window,
-        0,
-        options,
-    );
+
+    // The addresses count in both sums.
+    let (src, dst) = (key.local().to_bits(), key.remote().to_bits());
+    let mut addresses = Sum::new();
+    addresses.add_u32(src);
+    addresses.add_u32(dst);
+
+    // RFC 6864: a packet that may not be fragmented (0x4000) needs no identification.
+    let ip = [0x4500_0000 | (segment_len + 20), 0x4000, TTL_AND_TCP << 16, src, dst];
+    let mut ip_sum = addresses;
+    ip_sum.add_u32(ip[0]);
+    ip_sum.add_u32(ip[1]);
+    ip_sum.add_u32(ip[2]);
+    let ip_checksum =
+        if checksums.ip_offload || checksums.skip { 0 } else { u32::from(ip_sum.finish()) };
+    put_words(header, IP_OFFSET, &[ip[0], ip[1], ip[2] | ip_checksum, src, dst]);
+
+    let ports = u32::from(key.local_port()) << 16 | u32::from(key.remote_port());
+    let offset_and_flags = (l4_len as u32 / 4) << 12 | u32::from(segment.flags.bits());
+    let flags_and_window = offset_and_flags << 16 | u32::from(segment.window);
+    let mut tcp_checksum = 0;
     if !checksums.skip {
-        let mut sum = Sum::ipv4_pseudo(key.local, key.remote, ipv4::Protocol::TCP.0, segment_len);
-        let field = if checksums.tcp_offload {
+        let mut sum = addresses;
+        sum.add_u32(u32::from(ipv4::Protocol::TCP.0) << 16 | segment_len);
+        tcp_checksum = if checksums.tcp_offload {
             sum.fold()
         } else {
-            sum.add_bytes(&tcp_header[..l4_len]);
+            sum.add_u32(ports);
+            sum.add_u32(segment.seq.0);
+            sum.add_u32(segment.ack.0);
+            sum.add_u32(flags_and_window);
+            sum.add_bytes(options);
             for slice in &segment.payload {
                 sum.add_bytes(slice);
             }
             sum.finish()
         };
-        tcp_header[16..18].copy_from_slice(&field.to_be_bytes());
     }
+    let checksum_word = u32::from(tcp_checksum) << 16;
+    let tcp = [ports, segment.seq.0, segment.ack.0, flags_and_window, checksum_word];
+    put_words(header, L4_OFFSET, &tcp);
+    // The length of nearly every segment's options, as stores and not as a call.
+    let at = L4_OFFSET + 20;
+    match <&[u8; 12]>::try_from(options) {
+        Ok(options) => header[at..at + 12].copy_from_slice(options),
+        Err(_) => header[at..at + options.len()].copy_from_slice(options),
+    }
+
     let offload = TxOffload {
         l2_len: IP_OFFSET as u8,
         l3_len: ipv4::HEADER_LEN as u8,
@@ -336,5 +344,70 @@ fn build_segment(
         tcp_checksum: checksums.tcp_offload,
         ..TxOffload::default()
     };
-    (len, offload)
+    (L4_OFFSET + l4_len, offload)
+}
+
+/// Time to live and protocol, as they stand beside each other.
+const TTL_AND_TCP: u32 = (TTL as u32) << 8 | ipv4::Protocol::TCP.0 as u32;
+
+#[inline]
+fn put_words(header: &mut [u8; HEADER_MAX], at: usize, words: &[u32; 5]) {
+    for (room, word) in header[at..at + 20].as_chunks_mut::<4>().0.iter_mut().zip(words) {
+        *room = word.to_be_bytes();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use millstream_wire::tcp::{Flags, Header, Options, SeqNumber, Timestamp};
+
+    /// What is composed by words is what the parsers read, and both checksums are right for odd
+    /// and even payloads in any number of slices.
+    #[test]
+    fn built_segments_parse_and_sum_up() {
+        let ours = Ipv4Addr::new(198, 18, 0, 1);
+        let key = FlowKey::new(ours, 80, Ipv4Addr::new(198, 18, 7, 255), 54_321);
+        for slices in [vec![], vec![vec![1u8, 2, 3], vec![250; 700]], vec![vec![7u8; 1448]]] {
+            let mut segment = Segment {
+                seq: SeqNumber(0xfedc_ba98),
+                ack: SeqNumber(0x0102_0304),
+                flags: Flags::ACK | Flags::PSH,
+                window: 0xfffe,
+                ..Segment::default()
+            };
+            segment.options.set_timestamp(Timestamp { value: 77, echo: u32::MAX });
+            segment.payload.extend(slices.iter().map(|bytes| IoBuf::from(bytes.as_slice())));
+            let mut header = [0xaa; HEADER_MAX];
+            let (len, _) =
+                build_segment(&mut header, [2; 6], [4; 6], &key, &segment, Checksums::default());
+            let mut frame = header[..len].to_vec();
+            slices.iter().for_each(|bytes| frame.extend_from_slice(bytes));
+
+            let ethernet = ethernet::Header::parse(&frame).unwrap();
+            assert_eq!((ethernet.dst.0, ethernet.src.0), ([4; 6], [2; 6]));
+            let ip = ipv4::Header::parse(&frame[IP_OFFSET..]).unwrap();
+            assert_eq!((ip.src, ip.ttl, ip.dont_fragment()), (ours, TTL, true));
+            assert_eq!(usize::from(ip.total_len), frame.len() - IP_OFFSET);
+            assert!(ipv4::verify_checksum(&ip, &frame[IP_OFFSET..]));
+            let l4 = &frame[L4_OFFSET..];
+            let mut sum = Sum::ipv4_pseudo(ip.src, ip.dst, ipv4::Protocol::TCP.0, l4.len() as u16);
+            sum.add_bytes(l4);
+            assert_eq!(sum.finish(), 0);
+            let (tcp, tcp_len) = Header::parse(l4).unwrap();
+            assert_eq!((tcp.src_port, tcp.dst_port, tcp_len), (80, 54_321, 32));
+            assert_eq!((tcp.seq, tcp.ack), (segment.seq, segment.ack));
+            assert_eq!((tcp.flags, tcp.window), (segment.flags, segment.window));
+            assert_eq!(tcp.timestamp(), Some(Timestamp { value: 77, echo: u32::MAX }));
+        }
+        let syn = Segment {
+            flags: Flags::SYN,
+            options: Options::syn(1460, Some(3), true, None),
+            ..Segment::default()
+        };
+        let mut header = [0; HEADER_MAX];
+        let (len, _) = build_segment(&mut header, [2; 6], [4; 6], &key, &syn, Checksums::default());
+        let (tcp, _) = Header::parse(&header[L4_OFFSET..len]).unwrap();
+        assert_eq!(tcp.syn_options().mss, Some(1460));
+    }
 }

@@ -50,8 +50,7 @@ impl State {
             self.rx.drop_stray += 1;
             return;
         }
-        let (local_port, remote_port) = (header.dst_port, header.src_port);
-        let key = FlowKey { local, remote, local_port, remote_port };
+        let key = FlowKey::new(local, header.dst_port, remote, header.src_port);
         self.refuse(packet, &header, header_len, &key);
     }
 
@@ -153,12 +152,7 @@ impl State {
         if quote.header.protocol != ipv4::Protocol::TCP {
             return false;
         }
-        let key = FlowKey {
-            local: quote.src(),
-            remote: quote.dst(),
-            local_port: quote.src_port(),
-            remote_port: quote.dst_port(),
-        };
+        let key = FlowKey::new(quote.src(), quote.src_port(), quote.dst(), quote.dst_port());
         let conns = &self.conns;
         let found = self.flows.find(&key, |n| conns.get(n).is_some_and(|c| c.key == key));
         let Some(number) = found else { return false };

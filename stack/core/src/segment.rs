@@ -79,7 +79,7 @@ impl State {
     ) -> Events {
         let Some(key) = self.conns.get(number).map(|conn| conn.key) else { return Events::empty() };
         self.conn_closed(number);
-        let listener = self.listener_ports[usize::from(key.local_port)];
+        let listener = self.listener_ports[usize::from(key.local_port())];
         match listener.checked_sub(1) {
             Some(listener) => self.open_passively(u32::from(listener), packet, header, &key),
             None => self.refuse(packet, header, header_len, &key),
@@ -89,8 +89,7 @@ impl State {
 
     /// Initial sequence number and timestamp offset of a new connection (RFC 6528, RFC 7323 5.4).
     pub fn isn_for(&self, key: &FlowKey) -> (SeqNumber, u32) {
-        let local = (key.local, key.local_port).into();
-        let remote = (key.remote, key.remote_port).into();
+        let (local, remote) = (key.local_addr().into(), key.remote_addr().into());
         (self.isn.isn(self.now, local, remote), self.isn.ts_offset(local, remote))
     }
 

@@ -222,19 +222,16 @@ impl State {
     /// the destination (RFC 6056 algorithm 3).
     fn free_flow(&mut self, remote: SocketAddrV4) -> Option<FlowKey> {
         let ports = u16::MAX - EPHEMERAL_FIRST;
-        let mut key = FlowKey {
-            local: self.station.ipv4.address,
-            remote: *remote.ip(),
-            local_port: 0,
-            remote_port: remote.port(),
-        };
-        let offset = self.hasher.hash(&key) as u16;
+        let ours = self.station.ipv4.address;
+        let to = |port| FlowKey::new(ours, port, *remote.ip(), remote.port());
+        let offset = self.hasher.hash(&to(0)) as u16;
         for _ in 0..ports {
             self.next_port = self.next_port.wrapping_add(1);
-            key.local_port = EPHEMERAL_FIRST + offset.wrapping_add(self.next_port) % ports;
+            let port = EPHEMERAL_FIRST + offset.wrapping_add(self.next_port) % ports;
+            let key = to(port);
             let conns = &self.conns;
             let used = self.flows.find(&key, |n| conns.get(n).is_some_and(|c| c.key == key));
-            if used.is_none() && self.listener_ports[usize::from(key.local_port)] == 0 {
+            if used.is_none() && self.listener_ports[usize::from(port)] == 0 {
                 return Some(key);
             }
         }

@@ -137,7 +137,7 @@ impl State {
         let timers = limits.connections + limits.sleepers + 1;
         Self {
             now,
-            station: Station { mac: capabilities.mac, ipv4, skip_checksums },
+            station: Station::new(capabilities.mac, ipv4, skip_checksums),
             skip_checksums,
             limits,
             tcp_config: tcp,
@@ -217,7 +217,7 @@ impl State {
     }
 
     fn receive_tcp_unconnected(&mut self, key: &FlowKey, packet: Packet) {
-        let number = self.listener_ports[usize::from(key.local_port)];
+        let number = self.listener_ports[usize::from(key.local_port())];
         let listener = number
             .checked_sub(1)
             .and_then(|number| self.listeners.get_mut(usize::from(number)))

@@ -45,7 +45,7 @@ impl TcpListener {
         let Some(listener) = listener else { return Poll::Pending };
         while let Some(id) = listener.accept.pop_front() {
             if let Some(conn) = state.conns.named(id) {
-                let peer = SocketAddrV4::new(conn.key.remote, conn.key.remote_port);
+                let peer = conn.key.remote_addr();
                 return Poll::Ready((TcpStream::new(self.stack.clone(), id), peer));
             }
         }
@@ -303,17 +303,14 @@ impl TcpStream {
     /// Our end.
     pub fn local_addr(&self) -> Option<SocketAddrV4> {
         let state = self.stack.state();
-        state
-            .conns
-            .named(self.id)
-            .map(|conn| SocketAddrV4::new(conn.key.local, conn.key.local_port))
+        state.conns.named(self.id).map(|conn| conn.key.local_addr())
     }
 
     /// The peer's end.
     pub fn peer_addr(&self) -> Option<SocketAddrV4> {
         let state = self.stack.state();
         let conn = state.conns.named(self.id)?;
-        Some(SocketAddrV4::new(conn.key.remote, conn.key.remote_port))
+        Some(conn.key.remote_addr())
     }
 
     /// What TCP knows of the path.

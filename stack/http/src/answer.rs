@@ -81,7 +81,13 @@ pub(crate) struct Site {
 }
 
 impl Site {
-    pub fn new(root: Root, arena: Arena, config: ServerConfig, filler: Filler, now: Instant) -> Self {
+    pub fn new(
+        root: Root,
+        arena: Arena,
+        config: ServerConfig,
+        filler: Filler,
+        now: Instant,
+    ) -> Self {
         Self {
             root,
             arena,
@@ -452,4 +458,3 @@ fn small_copy(slices: &[IoBuf], arena: &Arena) -> Option<IoBuf> {
     buf.get_mut(..body.len())?.copy_from_slice(body);
     Some(buf.freeze(0..body.len()))
 }
-

@@ -117,11 +117,7 @@ fn content_type(name: &[u8]) -> String {
         .and_then(|extension| std::str::from_utf8(extension).ok())
         .and_then(|extension| mime_guess::from_ext(extension).first_raw())
         .unwrap_or("application/octet-stream");
-    if guess.starts_with("text/") {
-        format!("{guess}; charset=utf-8")
-    } else {
-        guess.to_owned()
-    }
+    if guess.starts_with("text/") { format!("{guess}; charset=utf-8") } else { guess.to_owned() }
 }
 
 /// Which entry: a place, and who is in it.
@@ -161,9 +157,7 @@ impl FileCache {
     #[inline]
     pub fn find(&self, path: &[u8]) -> Option<u32> {
         let slots = &self.slots;
-        let is_it = |slot: &u32| {
-            matches!(slots.get(*slot as usize), Some(Some(entry)) if *entry.path == *path)
-        };
+        let is_it = |slot: &u32| matches!(slots.get(*slot as usize), Some(Some(entry)) if *entry.path == *path);
         self.table.find(self.hasher.hash_one(path), is_it).copied()
     }
 
@@ -238,7 +232,8 @@ impl FileCache {
 
     /// Whether `more` bytes of content could be kept at all.
     pub fn could_keep(&self, more: usize) -> bool {
-        more.div_ceil(BLOCK_BYTES) * BLOCK_BYTES <= self.bytes_max || more <= FRAME_BYTES.min(self.bytes_max)
+        more.div_ceil(BLOCK_BYTES) * BLOCK_BYTES <= self.bytes_max
+            || more <= FRAME_BYTES.min(self.bytes_max)
     }
 
     /// Lets go of an entry that holds a file open; `None` if there is none.

@@ -116,7 +116,7 @@ struct Pace {
     stack: Stack,
     deadline: Instant,
     sleep: Option<(Sleep, Instant)>,
-    /// While sending waits: bytes acknowledged when the current time of grace began.
+    /// While sending waits: bytes of the response queued when the current time of grace began.
     grace: Option<u64>,
     timeout: Duration,
     bytes_min: u64,
@@ -135,30 +135,39 @@ impl Pace {
             if !stands {
                 self.sleep = Some((self.stack.sleep_until(deadline), deadline));
             }
-            match &mut self.sleep {
-                Some((sleep, _)) if Pin::new(&mut *sleep).poll(cx).is_pending() => {
-                    return Poll::Pending;
-                }
-                _ => self.sleep = None,
+            if let Some((sleep, _)) = &mut self.sleep
+                && Pin::new(sleep).poll(cx).is_pending()
+            {
+                return Poll::Pending;
             }
+            self.sleep = None;
         }
     }
 
-    /// Sending waits. Ready when the peer has taken too little for too long.
-    fn poll_stall(&mut self, cx: &mut Context<'_>, stream: &TcpStream) -> Poll<()> {
-        let acked = || stream.info().map_or(u64::MAX, |info| info.bytes_acked);
+    /// Sending waits, after `queued` bytes of this response found room; room comes with
+    /// acknowledgements. Ready when the peer has taken too little for too long.
+    fn poll_stall(&mut self, cx: &mut Context<'_>, queued: u64) -> Poll<()> {
         loop {
-            match self.grace {
-                Some(_) if self.poll(cx).is_pending() => return Poll::Pending,
-                Some(before) if acked().saturating_sub(before) < self.bytes_min => {
+            if let Some(before) = self.grace {
+                if self.poll(cx).is_pending() {
+                    return Poll::Pending;
+                }
+                if queued.saturating_sub(before) < self.bytes_min {
                     return Poll::Ready(());
                 }
-                _ => {
-                    self.grace = Some(acked());
-                    self.deadline = self.stack.now() + self.timeout;
-                }
             }
+            self.grace = Some(queued);
+            self.deadline = self.stack.now() + self.timeout;
         }
+    }
+
+    /// Gives the peer time for `len` bytes of a file at the least rate.
+    fn allow_for(&mut self, len: u64) {
+        let rounds = len / self.bytes_min.max(1);
+        let seconds = rounds.saturating_mul(self.timeout.as_secs().max(1));
+        // A century is as good as forever, and far from overflow.
+        let span = Duration::from_secs(seconds.min(3_000_000_000)) + self.timeout;
+        self.deadline = self.stack.now() + span;
     }
 }
 
@@ -167,6 +176,8 @@ pub(crate) struct Connection {
     stream: TcpStream,
     input: Input,
     pace: Pace,
+    /// Bytes of the current response that are in the send queue or beyond.
+    queued: u64,
 }
 
 impl Connection {
@@ -182,9 +193,8 @@ impl Connection {
             timeout: timeouts.send,
             bytes_min: timeouts.send_bytes_min,
         };
-        let input =
-            Input { slice: None, partial: Vec::new(), at: 0, shared: Rc::clone(&shared) };
-        Self { shared, stream, input, pace }
+        let input = Input { slice: None, partial: Vec::new(), at: 0, shared: Rc::clone(&shared) };
+        Self { shared, stream, input, pace, queued: 0 }
     }
 
     /// Serves it to its end.
@@ -277,7 +287,7 @@ impl Connection {
 
     /// Waits for the next slice.
     async fn receive(&mut self) -> Result<Received, End> {
-        let Self { shared, stream, input, pace } = self;
+        let Self { shared, stream, input, pace, .. } = self;
         // Empty lines between requests are skipped (RFC 9112 section 2.2).
         input.consume(empty_lines(input.bytes()));
         if input.slice.is_some() {
@@ -318,6 +328,7 @@ impl Connection {
     #[inline]
     async fn send(&mut self, reply: Reply) -> Result<(), End> {
         self.pace.grace = None;
+        self.queued = 0;
         match reply.head {
             Head::Shared(head) => self.send_slice(head).await?,
             Head::Scratch => self.send_scratch().await?,
@@ -330,15 +341,16 @@ impl Connection {
     }
 
     async fn send_slice(&mut self, mut slice: IoBuf) -> Result<(), End> {
-        let Self { stream, input, pace, .. } = self;
+        let Self { stream, input, pace, queued, .. } = self;
         poll_fn(|cx| {
             while !slice.is_empty() {
+                let before = slice.len();
                 match stream.poll_send_buf(cx, &mut slice) {
-                    Poll::Ready(Ok(())) => {}
+                    Poll::Ready(Ok(())) => *queued += (before - slice.len()) as u64,
                     Poll::Ready(Err(_)) => return Poll::Ready(Err(End::Broken)),
                     Poll::Pending => {
                         input.stash();
-                        return pace.poll_stall(cx, stream).map(|()| Err(End::SlowReader));
+                        return pace.poll_stall(cx, *queued).map(|()| Err(End::SlowReader));
                     }
                 }
             }
@@ -363,7 +375,7 @@ impl Connection {
     /// Sends what the answer left in the scratch buffer. It is copied out of there before anybody
     /// else can run: into the send queue, or what does not fit, into a vector.
     async fn send_scratch(&mut self) -> Result<(), End> {
-        let Self { shared, stream, input, pace } = self;
+        let Self { shared, stream, input, pace, queued } = self;
         let mut rest: Option<Vec<u8>> = None;
         poll_fn(|cx| {
             let site = shared.site.borrow();
@@ -373,7 +385,10 @@ impl Connection {
                     return Poll::Ready(Ok(()));
                 }
                 match stream.poll_write(cx, bytes) {
-                    Poll::Ready(Ok(count)) => bytes = bytes.get(count..).unwrap_or_default(),
+                    Poll::Ready(Ok(count)) => {
+                        *queued += count as u64;
+                        bytes = bytes.get(count..).unwrap_or_default();
+                    }
                     Poll::Ready(Err(_)) => return Poll::Ready(Err(End::Broken)),
                     Poll::Pending => break bytes.to_vec(),
                 }
@@ -381,7 +396,7 @@ impl Connection {
             drop(site);
             rest = Some(waits);
             input.stash();
-            pace.poll_stall(cx, stream).map(|()| Err(End::SlowReader))
+            pace.poll_stall(cx, *queued).map(|()| Err(End::SlowReader))
         })
         .await
     }
@@ -389,19 +404,20 @@ impl Connection {
     async fn send_file(&mut self, file: File, range: Range<u64>) -> Result<(), End> {
         let Self { stream, input, pace, .. } = self;
         input.stash();
+        pace.allow_for(range.end - range.start);
         let mut sending = pin!(stream.send_file(&file, range));
         poll_fn(|cx| match sending.as_mut().poll(cx) {
             Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
             Poll::Ready(Err(SendFileError::Disk { .. })) => Poll::Ready(Err(End::Disk)),
             Poll::Ready(Err(_)) => Poll::Ready(Err(End::Broken)),
-            Poll::Pending => pace.poll_stall(cx, stream).map(|()| Err(End::SlowReader)),
+            Poll::Pending => pace.poll(cx).map(|()| Err(End::SlowReader)),
         })
         .await
     }
 
     /// Closes our direction, and reads on for a while so that the peer gets to see the response.
     async fn linger(&mut self) {
-        let Self { shared, stream, input, pace } = self;
+        let Self { shared, stream, input, pace, .. } = self;
         stream.shutdown();
         input.slice = None;
         input.forget();

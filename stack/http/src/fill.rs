@@ -42,7 +42,12 @@ pub(crate) struct Filler {
 
 impl Filler {
     pub fn new(queue: Box<dyn DiskQueue>) -> Self {
-        Self { queue, fills: std::array::from_fn(|_| None), done: Completions::new(), attended: false }
+        Self {
+            queue,
+            fills: std::array::from_fn(|_| None),
+            done: Completions::new(),
+            attended: false,
+        }
     }
 
     pub fn is_idle(&self) -> bool {
@@ -58,8 +63,7 @@ impl Filler {
         if free < all / 2 + count {
             return false;
         }
-        let mut fill =
-            Fill { entry, len, blocks: vec![None; count], missing: 0, failed: false };
+        let mut fill = Fill { entry, len, blocks: vec![None; count], missing: 0, failed: false };
         for block in 0..count {
             let offset = block * BLOCK_BYTES;
             let Some(buf) = arena.alloc(SizeClass::Block) else {
@@ -93,7 +97,8 @@ impl Filler {
     pub fn poll(&mut self, mut filled: impl FnMut(Filled)) {
         self.queue.poll(&mut self.done);
         for completion in self.done.drain(..) {
-            let (index, block) = ((completion.token >> 32) as usize, completion.token as u32 as usize);
+            let (index, block) =
+                ((completion.token >> 32) as usize, completion.token as u32 as usize);
             let Some(place) = self.fills.get_mut(index) else { continue };
             let Some(fill) = place else { continue };
             let want = fill.len.saturating_sub(block * BLOCK_BYTES).min(BLOCK_BYTES);

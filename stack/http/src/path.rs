@@ -41,7 +41,8 @@ pub(crate) fn canonicalize(path: &[u8], out: &mut Vec<u8>) -> Result<(), BadPath
         }
     }
     // The last segment was empty or `.`: a directory is meant.
-    let directory = matches!(path.rsplit(|&byte| byte == b'/').next(), Some(b"" | b"." | b"%2e" | b"%2E"));
+    let directory =
+        matches!(path.rsplit(|&byte| byte == b'/').next(), Some(b"" | b"." | b"%2e" | b"%2E"));
     if directory {
         out.push(b'/');
     }
@@ -107,8 +108,26 @@ mod tests {
     #[test]
     fn climbing_and_trickery_are_refused() {
         for path in [
-            "", "a", "/..", "/../a", "/a/../b", "/a/..", "/%2e%2e/a", "/.%2E/a", "/a%2fb", "/a%2Fb",
-            "/a%5cb", "/a\\b", "/a%00", "/a%", "/a%4", "/a%zz", "/a b", "/a#b", "/a\x7fb", "/%2e%2e%2fa",
+            "",
+            "a",
+            "/..",
+            "/../a",
+            "/a/../b",
+            "/a/..",
+            "/%2e%2e/a",
+            "/.%2E/a",
+            "/a%2fb",
+            "/a%2Fb",
+            "/a%5cb",
+            "/a\\b",
+            "/a%00",
+            "/a%",
+            "/a%4",
+            "/a%zz",
+            "/a b",
+            "/a#b",
+            "/a\x7fb",
+            "/%2e%2e%2fa",
         ] {
             assert_eq!(canonical(path.as_bytes()), Err(BadPath), "{path}");
         }

@@ -303,7 +303,11 @@ mod tests {
             "Host: a/b\r\n",
             "X: y\r\n",
         ] {
-            assert_eq!(status(&format!("GET / HTTP/1.1\r\n{fields}\r\n")), Status::BAD_REQUEST, "{fields}");
+            assert_eq!(
+                status(&format!("GET / HTTP/1.1\r\n{fields}\r\n")),
+                Status::BAD_REQUEST,
+                "{fields}"
+            );
         }
         assert!(request("GET / HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\n").has_body);
         assert!(!request("GET / HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n").has_body);

@@ -68,7 +68,8 @@ pub(crate) enum Persist {
 pub(crate) fn begin(out: &mut Vec<u8>, status: Status, date: &[u8; DATE_BYTES], persist: Persist) {
     out.clear();
     // Writing into a vector cannot fail.
-    let _ = write!(out, "HTTP/1.1 {} {}\r\nServer: millstream\r\nDate: ", status.0, status.reason());
+    let _ =
+        write!(out, "HTTP/1.1 {} {}\r\nServer: millstream\r\nDate: ", status.0, status.reason());
     out.extend_from_slice(date);
     out.extend_from_slice(match persist {
         Persist::Silent => b"\r\n",

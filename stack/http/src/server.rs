@@ -116,12 +116,7 @@ impl FileServer {
 
     /// A server for the files below `root`. `fills` brings small files into the cache, beside the
     /// stack's own queue, which carries the transfers.
-    pub fn new(
-        stack: &Stack,
-        root: Root,
-        fills: Box<dyn DiskQueue>,
-        config: ServerConfig,
-    ) -> Self {
+    pub fn new(stack: &Stack, root: Root, fills: Box<dyn DiskQueue>, config: ServerConfig) -> Self {
         let site = Site::new(root, stack.arena(), config, Filler::new(fills), stack.now());
         let shared = Shared {
             config,

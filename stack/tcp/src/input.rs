@@ -206,9 +206,8 @@ impl Tcb {
             seq += 1;
         }
         let len = payload.as_ref().map_or(0, |payload| payload.len() as u32);
-        let numbers = len
-            + u32::from(flags.contains(Flags::SYN))
-            + u32::from(flags.contains(Flags::FIN));
+        let numbers =
+            len + u32::from(flags.contains(Flags::SYN)) + u32::from(flags.contains(Flags::FIN));
         let end = seq + numbers;
 
         // RFC 7323 section 5.3, R1, before the check of numbers. Resets carry no timestamp that
@@ -221,8 +220,7 @@ impl Tcb {
                 return Events::empty();
             };
             let silent = env.now_ticks().wrapping_sub(self.last_recv_ticks);
-            if (timestamp.value.wrapping_sub(self.ts_recent) as i32) < 0
-                && silent < PAWS_IDLE_TICKS
+            if (timestamp.value.wrapping_sub(self.ts_recent) as i32) < 0 && silent < PAWS_IDLE_TICKS
             {
                 env.stats.paws_drops += 1;
                 self.challenge(env);
@@ -506,7 +504,7 @@ impl Tcb {
         }
         let len = payload.as_ref().map_or(0, |payload| payload.len() as u32);
         if fin && !self.facts.contains(Facts::RCV_FIN_KNOWN) && seq.ge(self.rcv_nxt) {
-            // With a window of nothing a FIN would stand behind it.
+            // It takes no room, so a FIN is welcome right behind the window too.
             self.facts.insert(Facts::RCV_FIN_KNOWN);
             self.rcv_fin = seq + len;
         }
@@ -581,6 +579,7 @@ impl Tcb {
     /// Eighth: the FIN, in order.
     fn process_fin(&mut self, env: &mut Env<'_>) -> Events {
         self.rcv_nxt += 1;
+        self.rcv_adv = self.rcv_adv.max(self.rcv_nxt);
         self.facts.insert(Facts::RCV_FIN | Facts::TX_ACK);
         let events = Events::PEER_CLOSED;
         match self.state {

@@ -18,12 +18,7 @@ impl Tcb {
     /// `mss_limit` is what the link takes in bytes of payload and options: the MTU less 40 with
     /// IPv4.
     #[cold]
-    pub fn active_open(
-        env: &mut Env<'_>,
-        isn: SeqNumber,
-        ts_offset: u32,
-        mss_limit: u16,
-    ) -> Self {
+    pub fn active_open(env: &mut Env<'_>, isn: SeqNumber, ts_offset: u32, mss_limit: u16) -> Self {
         let mut tcb = Self::new(env, State::SynSent, isn, ts_offset, mss_limit);
         tcb.facts.insert(Facts::ACTIVE);
         env.stats.active_opens += 1;

@@ -23,8 +23,7 @@ impl Tcb {
         }
         let flight = self.snd_max.bytes_since(self.snd_una);
         self.window.ssthresh = self.congestion.on_loss(&self.window, flight, mss);
-        self.window.cwnd =
-            (self.window.ssthresh + u32::from(DUPLICATE_ACKS) * mss).min(CWND_MAX);
+        self.window.cwnd = (self.window.ssthresh + u32::from(DUPLICATE_ACKS) * mss).min(CWND_MAX);
         self.recover = self.snd_max;
         self.facts.remove(Facts::TIMING);
         self.facts.insert(Facts::IN_RECOVERY | Facts::TX_FIRST);

@@ -48,7 +48,8 @@ impl SendQueue {
     /// Lets go of everything before `una`.
     #[inline]
     pub(crate) fn release_until(&mut self, slab: &mut SliceSlab, una: SeqNumber) {
-        while let Some(node) = slab.get_mut(self.head) {
+        while self.head != NIL {
+            let Some(node) = slab.get_mut(self.head) else { return };
             let acked = una.distance(node.seq);
             if acked < node.len() as i32 {
                 if acked > 0

@@ -55,7 +55,11 @@ impl Tcb {
         let len = buf.len() as u32;
         self.send_queue.push(env.slices, buf, self.snd_end).map_err(SendError::Full)?;
         self.snd_end += len;
-        if self.snd_una == self.snd_max {
+        // With nothing in flight, and room for a segment, it can be sent: no timer is needed.
+        if self.snd_una == self.snd_max
+            && (self.snd_wnd < u32::from(self.mss)
+                || self.facts.intersects(Facts::CORK | Facts::MORE))
+        {
             self.arm_persist_if_stalled(env);
         }
         Ok(())
@@ -79,17 +83,25 @@ impl Tcb {
         count
     }
 
-    /// Announces a window that reading has opened, if it is worth a segment: at least twice what
-    /// the peer still has, and past the receiver's part of silly-window avoidance (RFC 9293 section
-    /// 3.8.6.2.2). Otherwise the next ACK tells.
+    /// Announces a window that reading has opened, if the peer may be waiting for it: little of the
+    /// old one is left, and the new one is twice that and past the receiver's part of silly-window
+    /// avoidance (RFC 9293 section 3.8.6.2.2). Otherwise the next ACK tells.
     #[inline]
     fn window_may_open(&mut self, env: &Env<'_>) {
-        if !self.state.receives() {
-            return;
-        }
         let held = self.rcv_adv.bytes_since(self.rcv_nxt);
+        if held <= (env.config.recv_buffer_bytes / 8).max(2 * u32::from(self.mss_limit)) {
+            self.open_window(env, held);
+        }
+    }
+
+    fn open_window(&mut self, env: &Env<'_>, held: u32) {
         let room = self.receive_room(env.config);
-        if room / 2 >= held && room - held >= self.window_step(env.config) {
+        let little = (room / 8).max(2 * u32::from(self.mss_limit));
+        if self.state.receives()
+            && held <= little
+            && room / 2 >= held
+            && room - held >= self.window_step(env.config)
+        {
             self.facts.insert(Facts::TX_ACK);
         }
     }
@@ -107,12 +119,12 @@ impl Tcb {
     }
 
     /// Bytes that may still come: what the buffer holds, or what the slices left can hold if each
-    /// gets a full segment.
+    /// gets a full segment, or what a window field can say.
     #[inline]
     pub(crate) fn receive_room(&self, config: &crate::config::Config) -> u32 {
         let bytes = config.recv_buffer_bytes.min(1 << 30).saturating_sub(self.receive_queue.bytes);
         let slices = u32::from(config.recv_slices_max).saturating_sub(self.receive_queue.slices);
-        bytes.min(slices * u32::from(self.mss_limit))
+        bytes.min(slices * u32::from(self.mss_limit)).min(0xffff << self.rcv_scale)
     }
 }
 

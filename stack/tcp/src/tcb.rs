@@ -103,6 +103,10 @@ bitflags::bitflags! {
         /// What header prediction cannot deal with.
         const SLOW = Self::IN_RECOVERY.bits() | Self::PERSIST.bits() | Self::OUT_OF_ORDER.bits()
             | Self::DETACHED.bits() | Self::RCV_FIN_KNOWN.bits();
+        /// What the straight path of `transmit` cannot deal with.
+        const SLOW_TRANSMIT = Self::TX_SPECIAL.bits() | Self::OUT_OF_ORDER.bits()
+            | Self::DSACK.bits() | Self::PERSIST.bits() | Self::FIN_QUEUED.bits()
+            | Self::CORK.bits() | Self::MORE.bits() | Self::IN_RECOVERY.bits();
         /// All that is sent other than new data and ACKs.
         const TX_SPECIAL = Self::TX_SYN.bits() | Self::TX_FIRST.bits() | Self::TX_RESET.bits()
             | Self::TX_REPLY.bits() | Self::TX_PROBE.bits() | Self::TX_KEEPALIVE.bits();

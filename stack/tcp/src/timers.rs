@@ -56,7 +56,6 @@ impl Tcb {
     /// If something waits to be sent, nothing is in flight whose ACK would let it go, and the
     /// window or silly-window avoidance holds it back, starts the persist timer (RFC 9293 section
     /// 3.8.6.1).
-    #[inline]
     pub(crate) fn arm_persist_if_stalled(&mut self, env: &Env<'_>) {
         if self.snd_nxt == self.snd_limit() {
             self.facts.remove(Facts::PERSIST);

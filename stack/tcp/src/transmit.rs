@@ -9,22 +9,86 @@ use crate::segment::Segment;
 use crate::state::State;
 use crate::tcb::{Env, Facts, Tcb};
 
+/// With less than this half of the buffer may be less than a segment.
+const WINDOW_QUICK_MIN: u32 = 2 * u16::MAX as u32;
+
 impl Tcb {
     /// Fills in the next segment to send now, if there is one, and goes on as if it had been sent.
     /// To be called until it returns `false` or the link takes no more.
     #[inline]
     pub fn transmit(&mut self, env: &mut Env<'_>, out: &mut Segment) -> bool {
+        // The straight path: new data of an open connection with nothing out of the ordinary, all
+        // there is or a full segment, or else a plain ACK. It decides as `sendable` would.
+        if self.state == State::Established
+            && !self.facts.intersects(Facts::SLOW_TRANSMIT)
+            && self.dup_acks == 0
+            && self.snd_nxt == self.snd_max
+        {
+            let rest = self.snd_end.bytes_since(self.snd_nxt);
+            let flight = self.flight();
+            let usable = self.window.cwnd.min(self.snd_wnd).saturating_sub(flight);
+            let count = rest.min(u32::from(self.mss));
+            if count != 0 {
+                let whole = count < rest || count == u32::from(self.mss);
+                if count <= usable && (whole || flight == 0 || self.facts.contains(Facts::NODELAY))
+                {
+                    self.transmit_plain(env, out, count);
+                    return true;
+                }
+            } else {
+                // RFC 7661: without more to send the window is not what holds the sender back.
+                self.facts.remove(Facts::CWND_LIMITED);
+                if !self.facts.contains(Facts::TX_ACK) {
+                    return false;
+                }
+                let seq = self.snd_nxt;
+                self.fill_plain(env, out, seq, Flags::ACK);
+                return true;
+            }
+        }
+        self.transmit_slow(env, out)
+    }
+
+    #[inline]
+    fn transmit_plain(&mut self, env: &mut Env<'_>, out: &mut Segment, count: u32) {
+        let seq = self.snd_nxt;
+        if self.snd_una == seq {
+            self.restart_after_idle(env);
+        }
+        // An answer in the place of an ACK: the peer is waiting for answers, not for ACKs.
+        if self.rcv_nxt != self.last_ack_sent {
+            self.quick_acks = 0;
+        }
+        self.fill_plain(env, out, seq, Flags::ACK);
+        let sent = self.send_queue.gather_next(env.slices, seq, count, &mut out.payload);
+        let end = seq + sent;
+        if end == self.snd_end {
+            out.flags = Flags::ACK.union(Flags::PSH);
+        }
+        env.stats.bytes_out += u64::from(sent);
+        self.snd_nxt = end;
+        self.snd_max = end;
+        self.start_timing(env, end);
+        // RFC 6298 section 5.1.
+        if self.retransmit_at == Instant::FAR_FUTURE {
+            self.arm_retransmit(env);
+        }
+    }
+
+    /// All other cases, and all other segments.
+    #[inline(never)]
+    fn transmit_slow(&mut self, env: &mut Env<'_>, out: &mut Segment) -> bool {
         if self.facts.intersects(Facts::TX_SPECIAL) && self.transmit_special(env, out) {
             return true;
         }
         if self.snd_nxt != self.snd_limit() {
             let count = self.sendable();
             if count != 0 {
-                return self.transmit_data(env, out, count);
+                self.transmit_data(env, out, count);
+                return true;
             }
             self.note_what_limits(env);
         } else {
-            // RFC 7661: without more to send the window is not what holds the sender back.
             self.facts.remove(Facts::CWND_LIMITED);
         }
         if self.facts.contains(Facts::TX_ACK) {
@@ -88,18 +152,18 @@ impl Tcb {
         self.window.cwnd.saturating_add(u32::from(self.dup_acks) * u32::from(self.mss))
     }
 
-    #[inline]
-    fn transmit_data(&mut self, env: &mut Env<'_>, out: &mut Segment, count: u32) -> bool {
-        let idle = self.snd_una == self.snd_max;
-        if idle && self.restart_after_idle(env) {
-            // A smaller window still allows a segment: nothing is in flight.
+    fn transmit_data(&mut self, env: &mut Env<'_>, out: &mut Segment, count: u32) {
+        if self.snd_una == self.snd_max {
+            // `count` stands: even the restart window holds a segment.
+            self.restart_after_idle(env);
         }
         let seq = self.snd_nxt;
-        let start_of_ack = self.facts.contains(Facts::TX_ACK) || self.ack_at != Instant::FAR_FUTURE;
+        if self.rcv_nxt != self.last_ack_sent {
+            self.quick_acks = 0;
+        }
         self.fill(env, out, seq, Flags::ACK);
-        let sack_len = (out.options.len() as u32).saturating_sub(12);
         let mut count = count;
-        if sack_len != 0 && !out.options.is_empty() {
+        if out.options.len() != self.usual_options_len() {
             count = self.less_options(out, count);
         }
         let data = count.min(self.snd_end.distance(seq).max(0) as u32);
@@ -116,32 +180,29 @@ impl Tcb {
             }
         }
         env.stats.bytes_out += u64::from(sent);
-        // An answer in the place of an ACK: the peer is waiting for answers, not for ACKs.
-        if start_of_ack {
-            self.quick_acks = 0;
-        }
         self.note_sent(env, seq, end);
-        true
+    }
+
+    /// Bytes of options that `mss` leaves room for.
+    #[inline]
+    fn usual_options_len(&self) -> usize {
+        if self.facts.contains(Facts::TIMESTAMPS) { 12 } else { 0 }
     }
 
     /// Bytes left for payload when blocks take their place beside it (RFC 6691 section 2).
     #[cold]
     fn less_options(&self, out: &Segment, count: u32) -> u32 {
-        let reserved = if self.facts.contains(Facts::TIMESTAMPS) { 12 } else { 0 };
-        let extra = (out.options.len() as u32).saturating_sub(reserved);
+        let extra = out.options.len().saturating_sub(self.usual_options_len()) as u32;
         count.min(u32::from(self.mss).saturating_sub(extra).max(1))
     }
 
     /// What follows from having sent the numbers from `seq` up to `end`.
-    #[inline]
     fn note_sent(&mut self, env: &mut Env<'_>, seq: SeqNumber, end: SeqNumber) {
         self.snd_nxt = end;
         if seq.lt(self.snd_max) {
             self.note_resent(env);
-        } else if !self.facts.contains(Facts::TIMING) {
-            self.facts.insert(Facts::TIMING);
-            self.timed_seq = end;
-            self.timed_at_us = env.now_us();
+        } else {
+            self.start_timing(env, end);
         }
         self.snd_max = self.snd_max.max(end);
         self.last_send_ticks = env.now_ticks();
@@ -150,6 +211,19 @@ impl Tcb {
             self.facts.remove(Facts::PERSIST);
             self.arm_retransmit(env);
         }
+    }
+
+    /// Times the segment of new data up to `end`, if none is being timed (RFC 6298 section 3), at
+    /// most one in a tick: a path with shorter round trips has no use for a sample of each.
+    #[inline]
+    fn start_timing(&mut self, env: &Env<'_>, end: SeqNumber) {
+        let ticks = env.now_ticks();
+        if ticks != self.last_send_ticks && !self.facts.contains(Facts::TIMING) {
+            self.facts.insert(Facts::TIMING);
+            self.timed_seq = end;
+            self.timed_at_us = env.now_us();
+        }
+        self.last_send_ticks = ticks;
     }
 
     #[cold]
@@ -162,17 +236,17 @@ impl Tcb {
 
     /// RFC 5681 section 4.1: after a time-out's worth of silence the old window proves nothing.
     #[inline]
-    fn restart_after_idle(&mut self, env: &Env<'_>) -> bool {
-        let initial = initial_window(env.config.initial_window_segments, u32::from(self.mss));
-        if self.window.cwnd <= initial {
-            return false;
-        }
+    fn restart_after_idle(&mut self, env: &Env<'_>) {
         let idle_ticks = env.now_ticks().wrapping_sub(self.last_send_ticks);
-        if idle_ticks <= self.rtt.rto_us >> 10 {
-            return false;
+        if idle_ticks > self.rtt.rto_us >> 10 {
+            self.shrink_to_restart_window(env);
         }
+    }
+
+    #[cold]
+    fn shrink_to_restart_window(&mut self, env: &Env<'_>) {
+        let initial = initial_window(env.config.initial_window_segments, u32::from(self.mss));
         self.congestion.on_idle(&mut self.window, initial);
-        true
     }
 
     /// Nothing can be sent although something is left: remembers whether the congestion window is
@@ -194,7 +268,6 @@ impl Tcb {
     }
 
     /// Writes everything but the payload, with the ACK that every segment carries.
-    #[inline]
     pub(crate) fn fill(
         &mut self,
         env: &mut Env<'_>,
@@ -202,6 +275,15 @@ impl Tcb {
         seq: SeqNumber,
         flags: Flags,
     ) {
+        self.fill_plain(env, out, seq, flags);
+        if self.facts.intersects(Facts::OUT_OF_ORDER | Facts::DSACK) {
+            self.fill_sack(env, out);
+        }
+    }
+
+    /// As [`Self::fill`], with nothing out of order to be told.
+    #[inline(always)]
+    fn fill_plain(&mut self, env: &mut Env<'_>, out: &mut Segment, seq: SeqNumber, flags: Flags) {
         env.stats.segments_out += 1;
         out.seq = seq;
         out.ack = self.rcv_nxt;
@@ -213,9 +295,6 @@ impl Tcb {
         } else {
             out.options.clear();
         }
-        if self.facts.intersects(Facts::OUT_OF_ORDER | Facts::DSACK) {
-            self.fill_sack(env, out);
-        }
         out.window = self.announce(env.config);
         self.last_ack_sent = self.rcv_nxt;
         self.facts.remove(Facts::TX_ACK);
@@ -224,10 +303,7 @@ impl Tcb {
 
     #[inline]
     fn timestamp(&self, env: &Env<'_>) -> Timestamp {
-        Timestamp {
-            value: env.now_ticks().wrapping_add(self.ts_offset),
-            echo: self.ts_recent,
-        }
+        Timestamp { value: env.now_ticks().wrapping_add(self.ts_offset), echo: self.ts_recent }
     }
 
     /// A duplicate is reported once, before the ranges (RFC 2883 section 4).
@@ -253,27 +329,39 @@ impl Tcb {
     #[inline]
     fn announce(&mut self, config: &Config) -> u16 {
         let held = self.rcv_adv.bytes_since(self.rcv_nxt);
+        if self.receive_queue.bytes == 0
+            && self.receive_queue.slices == 0
+            && held <= config.recv_buffer_bytes
+            && config.recv_buffer_bytes - held < u32::from(self.mss_limit)
+            && config.recv_buffer_bytes >= WINDOW_QUICK_MIN
+        {
+            // The usual case, in which the rules below leave the edge where it is: all was read,
+            // and what the peer has used is less than what is worth a change.
+            let scale = self.rcv_scale;
+            let units = ((held + ((1 << scale) - 1)) >> scale).min(0xffff);
+            self.rcv_adv = self.rcv_adv.max(self.rcv_nxt + (units << scale));
+            return units as u16;
+        }
+        self.announce_anew(config, held)
+    }
+
+    fn announce_anew(&mut self, config: &Config, held: u32) -> u16 {
         let room = self.receive_room(config);
         let scale = self.rcv_scale;
+        let unit = (1u32 << scale) - 1;
+        // Rounded up, since rounding down would take back up to a unit (RFC 7323 section 2.4).
+        let mut units = (held + unit) >> scale;
         // RFC 9293 section 3.8.6.2.2: the edge moves by a segment or half of the buffer, or stays.
-        let grows = room > held && room - held >= self.window_step(config);
-        let units = if grows {
-            let units = room >> scale;
-            if units << scale < held { held.div_ceil_shift(scale) } else { units }
-        } else {
-            // Rounded up, since rounding down would take back up to a unit (RFC 7323 section 2.4),
-            // unless a peer that sends a byte at a time made use of it to push the edge further
-            // and further.
-            let up = held.div_ceil_shift(scale);
-            if up << scale > room.saturating_add(u32::from(self.mss_limit)) {
-                held >> scale
-            } else {
-                up
-            }
-        };
-        let field = units.min(0xffff);
-        self.rcv_adv = self.rcv_adv.max(self.rcv_nxt + (field << scale));
-        field as u16
+        if room >= held.saturating_add(self.window_step(config)) {
+            units = units.max(room >> scale);
+        } else if units << scale > room.saturating_add(u32::from(self.mss_limit)) {
+            // A peer that sends a byte at a time uses the rounding to push the edge further and
+            // further: enough of it.
+            units = held >> scale;
+        }
+        let units = units.min(0xffff);
+        self.rcv_adv = self.rcv_adv.max(self.rcv_nxt + (units << scale));
+        units as u16
     }
 
     /// Everything that is neither new data nor an ACK; `false` if there turned out to be nothing.
@@ -411,17 +499,5 @@ impl Tcb {
             self.note_sent(env, seq, end);
         }
         true
-    }
-}
-
-trait DivCeilShift {
-    fn div_ceil_shift(self, shift: u8) -> u32;
-}
-
-impl DivCeilShift for u32 {
-    /// Divides by `1 << shift`, rounding up.
-    #[inline]
-    fn div_ceil_shift(self, shift: u8) -> u32 {
-        (self + ((1 << shift) - 1)) >> shift
     }
 }

@@ -57,7 +57,11 @@ fn lossy_reordering_duplicating_pipes() {
         let (there, back) = (stream(120_000, seed), stream(60_000, seed + 1));
         pair.transfer([&there, &back], 4_000_000_000_000);
         for end in &pair.ends {
-            assert!(end.cwnd_excess <= 0, "seed {seed}: flight exceeds cwnd by {}", end.cwnd_excess);
+            assert!(
+                end.cwnd_excess <= 0,
+                "seed {seed}: flight exceeds cwnd by {}",
+                end.cwnd_excess
+            );
             if pair.faults.jitter_us == 0 {
                 assert!(end.shrunk_by <= 0, "seed {seed}: window went back by {}", end.shrunk_by);
             }
@@ -69,7 +73,10 @@ fn lossy_reordering_duplicating_pipes() {
         for end in &pair.ends {
             assert_eq!(end.state(), State::Closed, "seed {seed}");
             // TIME-WAIT may be over at one end before the other has had its FIN acknowledged.
-            assert_eq!(end.tcb.as_ref().unwrap().acked_total(), if end.isn.0 > 1 << 31 { 120_000 } else { 60_000 });
+            assert_eq!(
+                end.tcb.as_ref().unwrap().acked_total(),
+                if end.isn.0 > 1 << 31 { 120_000 } else { 60_000 }
+            );
         }
         pair.release();
     }
@@ -89,7 +96,12 @@ fn tiny_windows_and_tiny_segments() {
 
 #[test]
 fn huge_window_with_the_largest_scale() {
-    let config = Config { recv_buffer_bytes: 1 << 30, send_buffer_bytes: 8 << 20, recv_slices_max: u16::MAX, ..Config::default() };
+    let config = Config {
+        recv_buffer_bytes: 1 << 30,
+        send_buffer_bytes: 8 << 20,
+        recv_slices_max: u16::MAX,
+        ..Config::default()
+    };
     let mut pair = Pair::connected(config.clone(), config);
     assert_eq!(pair.ends[0].info().rcv_scale, 14);
     let there = stream(6_000_000, 3);

@@ -97,8 +97,7 @@ impl Sum {
 
     #[inline]
     fn accumulate(&mut self, part: u64) {
-        let (acc, carry) = self.acc.overflowing_add(part);
-        self.acc = acc.wrapping_add(u64::from(carry));
+        self.acc = add(self.acc, part);
     }
 }
 
@@ -130,53 +129,63 @@ pub fn update_u32(checksum: u16, old: u32, new: u32) -> u16 {
     sum.finish()
 }
 
-/// Folds to 16 bits with end-around carry.
+/// Folds to 16 bits with end-around carry: adding a word to itself turned by half leaves in the upper
+/// half the sum of both halves, the carry included.
 #[inline]
 fn fold(acc: u64) -> u16 {
-    let acc = (acc >> 32) + (acc & 0xffff_ffff);
-    let acc = (acc >> 32) + (acc & 0xffff_ffff);
-    let acc = (acc >> 16) + (acc & 0xffff);
-    let acc = (acc >> 16) + (acc & 0xffff);
-    acc as u16
+    let acc = (acc.wrapping_add(acc.rotate_left(32)) >> 32) as u32;
+    (acc.wrapping_add(acc.rotate_left(16)) >> 16) as u16
 }
 
+/// Adds with end-around carry.
 #[inline]
-fn word32(bytes: &[u8]) -> u64 {
-    bytes.first_chunk().map_or(0, |word| u64::from(u32::from_ne_bytes(*word)))
+fn add(acc: u64, word: u64) -> u64 {
+    let (acc, carry) = acc.overflowing_add(word);
+    acc.wrapping_add(u64::from(carry))
 }
 
-/// Sums words of 32 bits into 64: no carry is lost below 16 GiB, and the compiler makes vectors of
-/// the lanes.
+/// From how many bytes on vectors pay.
+const VECTOR_BYTES_MIN: usize = 128;
+
+/// The sum of a run that starts at an even offset, modulo 2^64 - 1.
 #[inline]
 fn sum_words(bytes: &[u8]) -> u64 {
-    const LANES: usize = 8;
-    let (blocks, rest) = bytes.as_chunks::<{ 4 * LANES }>();
-    let mut acc = 0u64;
-    if !blocks.is_empty() {
-        acc = sum_blocks(blocks);
+    let (mut acc, mut rest) = (0, bytes);
+    if rest.len() >= VECTOR_BYTES_MIN {
+        (acc, rest) = sum_vectors(rest);
     }
-    let (words, rest) = rest.as_chunks::<4>();
+    let (words, mut rest) = rest.as_chunks::<8>();
     for word in words {
-        acc = acc.wrapping_add(u64::from(u32::from_ne_bytes(*word)));
+        acc = add(acc, u64::from_ne_bytes(*word));
     }
-    // The last byte of an odd run is the first of a word whose second is zero.
-    match *rest {
-        [] => acc,
-        [a] => acc.wrapping_add(u64::from(u16::from_ne_bytes([a, 0]))),
-        [a, b] => acc.wrapping_add(u64::from(u16::from_ne_bytes([a, b]))),
-        [a, b, c, ..] => acc.wrapping_add(u64::from(u32::from_ne_bytes([a, b, c, 0]))),
+    // Up to 7 bytes are left; the last byte of an odd run is the first of a word whose second is
+    // zero.
+    if let Some((word, tail)) = rest.split_first_chunk::<4>() {
+        acc = add(acc, u64::from(u32::from_ne_bytes(*word)));
+        rest = tail;
     }
+    if let Some((word, tail)) = rest.split_first_chunk::<2>() {
+        acc = add(acc, u64::from(u16::from_ne_bytes(*word)));
+        rest = tail;
+    }
+    if let [last] = *rest {
+        acc = add(acc, u64::from(u16::from_ne_bytes([last, 0])));
+    }
+    acc
 }
 
-#[inline]
-fn sum_blocks(blocks: &[[u8; 32]]) -> u64 {
+/// Sums words of 32 bits into lanes of 64, of which the compiler makes vectors; no carry is lost
+/// below 16 GiB. Returns the sum and what is left, below 32 bytes.
+fn sum_vectors(bytes: &[u8]) -> (u64, &[u8]) {
+    let (blocks, rest) = bytes.as_chunks::<32>();
     let mut lanes = [0u64; 8];
     for block in blocks {
-        for (lane, word) in lanes.iter_mut().zip(block.chunks_exact(4)) {
-            *lane = lane.wrapping_add(word32(word));
+        let (words, _) = block.as_chunks::<4>();
+        for (lane, word) in lanes.iter_mut().zip(words) {
+            *lane = lane.wrapping_add(u64::from(u32::from_ne_bytes(*word)));
         }
     }
-    lanes.iter().fold(0u64, |acc, lane| acc.wrapping_add(*lane))
+    (lanes.iter().fold(0, |acc, lane| add(acc, *lane)), rest)
 }
 
 #[cfg(test)]

@@ -406,8 +406,7 @@ impl Options {
         let [high, low] = mss.to_be_bytes();
         options.put(&[KIND_MSS, 4, high, low]);
         if let Some(timestamp) = timestamp {
-            let lead =
-                if sack_permitted { [KIND_SACK_PERMITTED, 2] } else { [KIND_NOP, KIND_NOP] };
+            let lead = if sack_permitted { [KIND_SACK_PERMITTED, 2] } else { [KIND_NOP, KIND_NOP] };
             options.put(&lead);
             options.put(&[KIND_TIMESTAMP, 10]);
             options.put(&timestamp.value.to_be_bytes());
@@ -653,10 +652,7 @@ mod tests {
         assert_eq!(with_options(alone.as_slice()).sack_blocks(), blocks);
         let both = Options::established(Some(Timestamp::default()), &blocks);
         assert_eq!(both.len(), 40);
-        assert_eq!(
-            with_options(both.as_slice()).sack_blocks().as_slice(),
-            &blocks.as_slice()[..3]
-        );
+        assert_eq!(with_options(both.as_slice()).sack_blocks().as_slice(), &blocks.as_slice()[..3]);
     }
 
     #[test]

@@ -50,7 +50,14 @@ impl Frame {
     }
 
     /// A segment made by hand.
-    pub fn make(seq: SeqNumber, ack: SeqNumber, flags: Flags, window: u16, options: &[u8], payload: &[u8]) -> Self {
+    pub fn make(
+        seq: SeqNumber,
+        ack: SeqNumber,
+        flags: Flags,
+        window: u16,
+        options: &[u8],
+        payload: &[u8],
+    ) -> Self {
         let mut header = vec![0; 60];
         let len = tcp::emit(&mut header, 1, 2, seq, ack, flags, window, 0, options);
         header.truncate(len);
@@ -372,10 +379,7 @@ impl Pair {
             for end in 0..2 {
                 queued[end] += self.ends[end].send(self.now, &streams[end][queued[end]..]);
             }
-            let read = [
-                self.ends[0].read.len() - before[0],
-                self.ends[1].read.len() - before[1],
-            ];
+            let read = [self.ends[0].read.len() - before[0], self.ends[1].read.len() - before[1]];
             if read == [streams[1].len(), streams[0].len()] {
                 break;
             }

@@ -1,0 +1,195 @@
+//! The profile: a TOML file with one section for each part of the node.
+
+mod check;
+mod sections;
+mod values;
+
+use std::path::Path;
+
+use millstream::buf::ArenaConfig;
+use millstream::core::ShardConfig;
+use millstream::dpdk_port::{Device, EalConfig, MemifRole, PcapSink, PortConfig};
+use serde::{Deserialize, Serialize};
+
+use crate::error::AppError;
+use sections::{
+    DiskSection, DpdkSection, Driver, HttpSection, Ipv4Section, LimitsSection, LinkSection,
+    MemorySection, Role, ShardSection, TcpSection,
+};
+
+/// A whole profile. Everything has a default.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// What carries the frames.
+    pub link: LinkSection,
+    /// Our place in the network.
+    pub ipv4: Ipv4Section,
+    /// The arena.
+    pub memory: MemorySection,
+    /// DPDK's start.
+    pub dpdk: DpdkSection,
+    /// Bounds.
+    pub limits: LimitsSection,
+    /// TCP.
+    pub tcp: TcpSection,
+    /// Reading files.
+    pub disk: DiskSection,
+    /// The HTTP server.
+    pub http: HttpSection,
+    /// The core that does the work.
+    pub shard: ShardSection,
+}
+
+impl Config {
+    /// Reads a profile, and then the overrides, each `section.key=value`.
+    ///
+    /// # Errors
+    /// [`AppError::Usage`] names the line, and for an unknown key the nearest known one.
+    pub fn load(path: &Path, overrides: &[String]) -> Result<Self, AppError> {
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            AppError::usage(format!(
+                "cannot read the profile `{}` ({error}); config/ has one for each kind of link",
+                path.display()
+            ))
+        })?;
+        let config = check::parse(&text, &path.display().to_string())?;
+        check::with_overrides(config, &text, overrides)?.validated(path)
+    }
+
+    /// Refuses values that no part below would refuse with a better sentence.
+    fn validated(self, path: &Path) -> Result<Self, AppError> {
+        let bad = |what: &str| Err(AppError::usage(format!("{}: {what}", path.display())));
+        let positive = [
+            ("limits.connections", self.limits.connections),
+            ("limits.channel_packets", self.limits.channel_packets),
+            ("limits.slices", self.limits.slices),
+            ("limits.tasks", self.limits.tasks),
+            ("limits.sleepers", self.limits.sleepers),
+            ("limits.splice_buffers", self.limits.splice_buffers),
+            ("memory.frames", self.memory.frames),
+            ("memory.blocks", self.memory.blocks),
+            ("http.backlog", self.http.backlog),
+            ("http.cache_entries", self.http.cache_entries),
+        ];
+        for (name, value) in positive {
+            if value == 0 || value > 1 << 24 {
+                return bad(&format!("{name} is {value}; set it between 1 and {}", 1 << 24));
+            }
+        }
+        let buffers =
+            [self.tcp.recv_buffer_bytes, self.tcp.send_buffer_bytes].map(|bytes| bytes as usize);
+        if buffers.iter().any(|bytes| !(4096..=1 << 30).contains(bytes)) {
+            return bad(
+                "tcp.recv_buffer_bytes and tcp.send_buffer_bytes must be between 4096 and 1073741824",
+            );
+        }
+        if self.http.connections >= self.limits.tasks {
+            return bad(&format!(
+                "http.connections is {} and each takes a task; raise limits.tasks, now {}, above it",
+                self.http.connections, self.limits.tasks
+            ));
+        }
+        Ok(self)
+    }
+
+    /// The device to open.
+    ///
+    /// # Errors
+    /// [`AppError::Usage`] names the key that the driver needs and the profile has not.
+    pub fn device(&self) -> Result<Device, AppError> {
+        let link = &self.link;
+        let driver = link.driver.name();
+        let missing = |key: &str| {
+            AppError::usage(format!(
+                "the driver \"{driver}\" needs link.{key}; add it to the profile"
+            ))
+        };
+        let iface = || link.iface.clone().ok_or_else(|| missing("iface"));
+        Ok(match link.driver {
+            Driver::Tap => Device::Tap { iface: iface()?, mac: None },
+            Driver::AfPacket => Device::AfPacket { iface: iface()? },
+            Driver::AfXdp => Device::AfXdp { iface: iface()? },
+            Driver::Memif => Device::Memif {
+                role: match link.role {
+                    Role::Server => MemifRole::Server,
+                    Role::Client => MemifRole::Client,
+                },
+                socket: link.socket.clone().ok_or_else(|| missing("socket"))?,
+                id: link.id,
+            },
+            Driver::Ring => Device::Ring,
+            Driver::Null => Device::Null { frame_bytes: 64, rx: false },
+            Driver::Pcap => Device::Pcap {
+                rx_file: link.rx_file.clone().ok_or_else(|| missing("rx_file"))?,
+                tx: link.tx_file.clone().map_or(PcapSink::Discard, PcapSink::File),
+            },
+            Driver::Pci => Device::Pci { address: link.pci.clone().ok_or_else(|| missing("pci"))? },
+        })
+    }
+
+    /// The device's name for people; empty if it has none.
+    pub fn device_name(&self) -> String {
+        let link = &self.link;
+        let path = |path: &Option<std::path::PathBuf>| {
+            path.as_ref().map(|path| path.display().to_string())
+        };
+        match link.driver {
+            Driver::Tap | Driver::AfPacket | Driver::AfXdp => link.iface.clone(),
+            Driver::Memif => path(&link.socket),
+            Driver::Pcap => path(&link.rx_file),
+            Driver::Pci => link.pci.clone(),
+            Driver::Ring | Driver::Null => None,
+        }
+        .unwrap_or_default()
+    }
+
+    /// DPDK's start.
+    pub fn eal(&self) -> EalConfig {
+        EalConfig {
+            memory_mb: self.dpdk.memory_mb,
+            huge_pages: self.dpdk.huge_pages.into(),
+            allow: match (self.link.driver, &self.link.pci) {
+                (Driver::Pci, Some(address)) => vec![address.clone()],
+                _ => Vec::new(),
+            },
+            cpus: self.shard.cpu.into_iter().collect(),
+            pin: self.shard.cpu.is_some(),
+            extra: self.dpdk.extra.clone(),
+        }
+    }
+
+    /// The port over a device.
+    pub fn port(&self, device: Device) -> PortConfig {
+        let link = &self.link;
+        PortConfig {
+            rx_descriptors: link.rx_descriptors,
+            tx_descriptors: link.tx_descriptors,
+            mbufs: link.mbufs,
+            mtu: link.mtu,
+            mac: link.mac.map(|mac| mac.0),
+            copy_below_bytes: link.copy_below_bytes,
+            ..PortConfig::new(device)
+        }
+    }
+
+    /// The arena.
+    pub fn arena(&self) -> ArenaConfig {
+        ArenaConfig {
+            frames: self.memory.frames,
+            blocks: self.memory.blocks,
+            huge_pages: self.memory.huge_pages.into(),
+        }
+    }
+
+    /// The shard.
+    pub fn shard_config(&self) -> ShardConfig {
+        let mut config = ShardConfig::new(self.ipv4.config());
+        config.limits = self.limits.limits(self.disk.depth);
+        config.tcp = self.tcp.config();
+        config
+    }
+}
+
+#[cfg(test)]
+mod tests;

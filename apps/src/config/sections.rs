@@ -1,0 +1,456 @@
+//! The sections of a profile. Their defaults come from the parts that they set up.
+
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use millstream::buf::{ArenaConfig, HugePages};
+use millstream::core::{Idle, Ipv4Config, Limits};
+use millstream::disk::QueueKind;
+use millstream::dpdk_port::{Device, EalConfig, PortConfig};
+use millstream::http::{CacheConfig, ServerConfig, Timeouts};
+use millstream::tcp::KeepAlive;
+use serde::{Deserialize, Serialize};
+
+use super::values::{Cidr, Mac};
+
+/// Kinds of links.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Driver {
+    /// A tap interface.
+    #[default]
+    Tap,
+    /// Packet sockets.
+    AfPacket,
+    /// XDP sockets.
+    AfXdp,
+    /// Shared memory.
+    Memif,
+    /// A ring in this process.
+    Ring,
+    /// Nothing.
+    Null,
+    /// Capture files.
+    Pcap,
+    /// A network card.
+    Pci,
+}
+
+impl Driver {
+    /// Its name in a profile.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tap => "tap",
+            Self::AfPacket => "af_packet",
+            Self::AfXdp => "af_xdp",
+            Self::Memif => "memif",
+            Self::Ring => "ring",
+            Self::Null => "null",
+            Self::Pcap => "pcap",
+            Self::Pci => "pci",
+        }
+    }
+}
+
+/// An end of a memif.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Makes the socket.
+    #[default]
+    Server,
+    /// Connects to it.
+    Client,
+}
+
+/// `[link]`
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct LinkSection {
+    pub driver: Driver,
+    pub iface: Option<String>,
+    pub mac: Option<Mac>,
+    pub socket: Option<PathBuf>,
+    pub role: Role,
+    pub id: u32,
+    pub rx_file: Option<PathBuf>,
+    pub tx_file: Option<PathBuf>,
+    pub pci: Option<String>,
+    pub mtu: Option<u16>,
+    pub rx_descriptors: u16,
+    pub tx_descriptors: u16,
+    pub mbufs: u32,
+    pub copy_below_bytes: u16,
+}
+
+impl Default for LinkSection {
+    fn default() -> Self {
+        let port = PortConfig::new(Device::Ring);
+        Self {
+            driver: Driver::default(),
+            iface: None,
+            mac: None,
+            socket: None,
+            role: Role::default(),
+            id: 0,
+            rx_file: None,
+            tx_file: None,
+            pci: None,
+            mtu: None,
+            rx_descriptors: port.rx_descriptors,
+            tx_descriptors: port.tx_descriptors,
+            mbufs: port.mbufs,
+            copy_below_bytes: port.copy_below_bytes,
+        }
+    }
+}
+
+/// `[ipv4]`
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Ipv4Section {
+    pub address: Cidr,
+    pub gateway: Option<Ipv4Addr>,
+}
+
+impl Default for Ipv4Section {
+    fn default() -> Self {
+        let address = Cidr { ip: Ipv4Addr::new(198, 18, 0, 2), prefix_len: 24 };
+        Self { address, gateway: None }
+    }
+}
+
+impl Ipv4Section {
+    /// As the shard takes it.
+    pub fn config(&self) -> Ipv4Config {
+        Ipv4Config {
+            address: self.address.ip,
+            prefix_len: self.address.prefix_len,
+            gateway: self.gateway,
+        }
+    }
+}
+
+/// Whether huge pages are taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Huge {
+    /// If there are enough.
+    #[default]
+    Try,
+    /// Or else it is an error.
+    Require,
+    /// Not at all.
+    Never,
+}
+
+impl From<Huge> for HugePages {
+    fn from(huge: Huge) -> Self {
+        match huge {
+            Huge::Try => Self::Try,
+            Huge::Require => Self::Require,
+            Huge::Never => Self::Never,
+        }
+    }
+}
+
+/// `[memory]`
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct MemorySection {
+    pub frames: usize,
+    pub blocks: usize,
+    pub huge_pages: Huge,
+}
+
+impl Default for MemorySection {
+    fn default() -> Self {
+        let arena = ArenaConfig::default();
+        // Twice the arena's own: the heads of cached files take frames too.
+        Self { frames: arena.frames * 2, blocks: arena.blocks, huge_pages: Huge::default() }
+    }
+}
+
+/// `[dpdk]`
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct DpdkSection {
+    pub memory_mb: u32,
+    pub huge_pages: Huge,
+    pub extra: Vec<String>,
+}
+
+impl Default for DpdkSection {
+    fn default() -> Self {
+        let eal = EalConfig::default();
+        Self { memory_mb: eal.memory_mb, huge_pages: Huge::default(), extra: eal.extra }
+    }
+}
+
+/// `[limits]`
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct LimitsSection {
+    pub connections: usize,
+    pub channel_packets: usize,
+    pub connection_packets: u16,
+    pub socket_packets: u16,
+    pub slices: usize,
+    pub tasks: usize,
+    pub sleepers: usize,
+    pub splice_buffers: usize,
+}
+
+impl Default for LimitsSection {
+    fn default() -> Self {
+        let limits = Limits::default();
+        Self {
+            connections: limits.connections,
+            channel_packets: limits.channel_packets,
+            connection_packets: limits.connection_packets,
+            socket_packets: limits.socket_packets,
+            slices: limits.slices,
+            tasks: limits.tasks,
+            sleepers: limits.sleepers,
+            splice_buffers: limits.splice_buffers,
+        }
+    }
+}
+
+impl LimitsSection {
+    /// As the shard takes them.
+    pub fn limits(&self, disk_depth: usize) -> Limits {
+        Limits {
+            connections: self.connections,
+            channel_packets: self.channel_packets,
+            connection_packets: self.connection_packets,
+            socket_packets: self.socket_packets,
+            slices: self.slices,
+            tasks: self.tasks,
+            sleepers: self.sleepers,
+            splice_buffers: self.splice_buffers,
+            disk_depth,
+        }
+    }
+}
+
+/// `[tcp]`
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct TcpSection {
+    pub recv_buffer_bytes: u32,
+    pub send_buffer_bytes: u32,
+    pub min_rto_us: u32,
+    pub initial_rto_us: u32,
+    pub max_rto_us: u32,
+    pub delayed_ack_us: u32,
+    pub syn_retries: u8,
+    pub data_retries: u8,
+    pub user_timeout_us: u64,
+    pub time_wait_us: u64,
+    pub fin_wait_2_us: u64,
+    pub initial_window_segments: u8,
+    pub nagle: bool,
+    pub timestamps: bool,
+    pub sack: bool,
+    pub window_scaling: bool,
+    /// 0: never.
+    pub keepalive_idle_us: u64,
+}
+
+impl Default for TcpSection {
+    fn default() -> Self {
+        let tcp = millstream::tcp::Config::default();
+        Self {
+            recv_buffer_bytes: tcp.recv_buffer_bytes,
+            send_buffer_bytes: tcp.send_buffer_bytes,
+            min_rto_us: tcp.min_rto_us,
+            initial_rto_us: tcp.initial_rto_us,
+            max_rto_us: tcp.max_rto_us,
+            delayed_ack_us: tcp.delayed_ack_us,
+            syn_retries: tcp.syn_retries,
+            data_retries: tcp.data_retries,
+            user_timeout_us: tcp.user_timeout_us,
+            time_wait_us: tcp.time_wait_us,
+            fin_wait_2_us: tcp.fin_wait_2_us,
+            initial_window_segments: tcp.initial_window_segments,
+            nagle: tcp.nagle,
+            timestamps: tcp.timestamps,
+            sack: tcp.sack,
+            window_scaling: tcp.window_scaling,
+            keepalive_idle_us: tcp.keepalive.map_or(0, |keepalive| keepalive.idle_us),
+        }
+    }
+}
+
+impl TcpSection {
+    /// As the shard takes it.
+    pub fn config(&self) -> millstream::tcp::Config {
+        millstream::tcp::Config {
+            recv_buffer_bytes: self.recv_buffer_bytes,
+            send_buffer_bytes: self.send_buffer_bytes,
+            min_rto_us: self.min_rto_us,
+            initial_rto_us: self.initial_rto_us,
+            max_rto_us: self.max_rto_us,
+            delayed_ack_us: self.delayed_ack_us,
+            syn_retries: self.syn_retries,
+            data_retries: self.data_retries,
+            user_timeout_us: self.user_timeout_us,
+            time_wait_us: self.time_wait_us,
+            fin_wait_2_us: self.fin_wait_2_us,
+            initial_window_segments: self.initial_window_segments,
+            nagle: self.nagle,
+            timestamps: self.timestamps,
+            sack: self.sack,
+            window_scaling: self.window_scaling,
+            keepalive: (self.keepalive_idle_us > 0)
+                .then(|| KeepAlive { idle_us: self.keepalive_idle_us, ..KeepAlive::default() }),
+            ..millstream::tcp::Config::default()
+        }
+    }
+}
+
+/// Drivers of the disk queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskDriver {
+    /// io_uring if the kernel lets us, else threads.
+    #[default]
+    Auto,
+    /// io_uring.
+    Uring,
+    /// Threads.
+    Pread,
+}
+
+impl From<DiskDriver> for QueueKind {
+    fn from(driver: DiskDriver) -> Self {
+        match driver {
+            DiskDriver::Auto => Self::Auto,
+            DiskDriver::Uring => Self::Uring,
+            DiskDriver::Pread => Self::Pread,
+        }
+    }
+}
+
+/// `[disk]`
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct DiskSection {
+    pub queue: DiskDriver,
+    pub depth: usize,
+}
+
+impl Default for DiskSection {
+    fn default() -> Self {
+        Self { queue: DiskDriver::default(), depth: Limits::default().disk_depth }
+    }
+}
+
+/// `[http]`
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct HttpSection {
+    pub port: u16,
+    pub backlog: usize,
+    pub connections: usize,
+    pub head_bytes_max: usize,
+    pub partial_bytes_max: usize,
+    pub header_timeout_s: u64,
+    pub idle_timeout_s: u64,
+    pub send_timeout_s: u64,
+    pub send_bytes_min: u64,
+    pub linger_s: u64,
+    pub drain_s: u64,
+    pub cache_entries: usize,
+    pub cache_bytes: usize,
+    pub cache_file_bytes_max: usize,
+    pub cache_valid_ms: u64,
+}
+
+impl Default for HttpSection {
+    fn default() -> Self {
+        let server = ServerConfig::default();
+        let Timeouts { header, idle, send, send_bytes_min, linger } = server.timeouts;
+        Self {
+            port: 80,
+            backlog: 1024,
+            connections: server.connections,
+            head_bytes_max: server.head_bytes_max,
+            partial_bytes_max: server.partial_bytes_max,
+            header_timeout_s: header.as_secs(),
+            idle_timeout_s: idle.as_secs(),
+            send_timeout_s: send.as_secs(),
+            send_bytes_min,
+            linger_s: linger.as_secs(),
+            drain_s: 10,
+            cache_entries: server.cache.entries,
+            cache_bytes: server.cache.bytes,
+            cache_file_bytes_max: server.cache.file_bytes_max,
+            cache_valid_ms: server.cache.valid.as_millis() as u64,
+        }
+    }
+}
+
+impl HttpSection {
+    /// As the server takes it.
+    pub fn server(&self) -> ServerConfig {
+        ServerConfig {
+            connections: self.connections,
+            head_bytes_max: self.head_bytes_max,
+            partial_bytes_max: self.partial_bytes_max,
+            timeouts: Timeouts {
+                header: Duration::from_secs(self.header_timeout_s),
+                idle: Duration::from_secs(self.idle_timeout_s),
+                send: Duration::from_secs(self.send_timeout_s),
+                send_bytes_min: self.send_bytes_min,
+                linger: Duration::from_secs(self.linger_s),
+            },
+            cache: CacheConfig {
+                entries: self.cache_entries,
+                bytes: self.cache_bytes,
+                file_bytes_max: self.cache_file_bytes_max,
+                valid: Duration::from_millis(self.cache_valid_ms),
+            },
+            ..ServerConfig::default()
+        }
+    }
+}
+
+/// What an idle shard does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum IdleMode {
+    /// Sleeps for short times.
+    #[default]
+    Adaptive,
+    /// Polls on.
+    Spin,
+}
+
+impl From<IdleMode> for Idle {
+    fn from(mode: IdleMode) -> Self {
+        match mode {
+            IdleMode::Adaptive => Self::Adaptive,
+            IdleMode::Spin => Self::Spin,
+        }
+    }
+}
+
+/// `[shard]`
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct ShardSection {
+    pub idle: IdleMode,
+    pub cpu: Option<usize>,
+}

@@ -1,0 +1,107 @@
+//! Values that TOML has no type for.
+
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// An address with the length of its network's prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Cidr {
+    /// The address.
+    pub ip: Ipv4Addr,
+    /// Bits of the prefix.
+    pub prefix_len: u8,
+}
+
+impl FromStr for Cidr {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong =
+            || format!("`{text}` is no address with a prefix; write it as \"198.18.0.2/24\"");
+        let (ip, len) = text.split_once('/').ok_or_else(wrong)?;
+        let ip: Ipv4Addr = ip.parse().map_err(|_| wrong())?;
+        let prefix_len: u8 = len.parse().map_err(|_| wrong())?;
+        let usable =
+            prefix_len <= 32 && !ip.is_unspecified() && !ip.is_multicast() && !ip.is_broadcast();
+        if usable { Ok(Self { ip, prefix_len }) } else { Err(wrong()) }
+    }
+}
+
+impl fmt::Display for Cidr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.ip, self.prefix_len)
+    }
+}
+
+impl TryFrom<String> for Cidr {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Cidr> for String {
+    fn from(cidr: Cidr) -> Self {
+        cidr.to_string()
+    }
+}
+
+/// A station address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Mac(pub [u8; 6]);
+
+impl TryFrom<String> for Mac {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let wrong =
+            || format!("`{text}` is no address of a station; write it as \"02:00:c6:12:00:02\"");
+        let mut mac = [0; 6];
+        let mut parts = text.split(':');
+        for byte in &mut mac {
+            let part = parts.next().filter(|part| part.len() == 2).ok_or_else(wrong)?;
+            *byte = u8::from_str_radix(part, 16).map_err(|_| wrong())?;
+        }
+        let group = mac[0] & 1 == 1;
+        if parts.next().is_some() || group || mac == [0; 6] { Err(wrong()) } else { Ok(Self(mac)) }
+    }
+}
+
+impl From<Mac> for String {
+    fn from(mac: Mac) -> Self {
+        mac.0.map(|byte| format!("{byte:02x}")).join(":")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_and_checked() {
+        let cidr: Cidr = "198.18.0.2/24".parse().unwrap();
+        assert_eq!(cidr.to_string(), "198.18.0.2/24");
+        for bad in ["198.18.0.2", "198.18.0.2/33", "198.18.0/24", "0.0.0.0/0", "224.0.0.1/4", "x/1"]
+        {
+            assert!(bad.parse::<Cidr>().is_err(), "{bad}");
+        }
+        let mac = Mac::try_from("02:00:c6:12:00:fe".to_owned()).unwrap();
+        assert_eq!(mac.0, [2, 0, 0xc6, 0x12, 0, 0xfe]);
+        assert_eq!(String::from(mac), "02:00:c6:12:00:fe");
+        for bad in [
+            "",
+            "02:00:c6:12:00",
+            "02:00:c6:12:00:02:03",
+            "01:00:5e:00:00:01",
+            "2:0:0:0:0:0",
+            "+2:00:00:00:00:00",
+        ] {
+            assert!(Mac::try_from(bad.to_owned()).is_err(), "{bad}");
+        }
+    }
+}
