@@ -17,7 +17,7 @@ use serde_json::json;
 
 use crate::figure::{Figure, Runs, round};
 use crate::world::{self, CLIENT, SERVER, Settings, World};
-use crate::{cleanup, cpus};
+use crate::{cleanup, cpus, urgent};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -75,6 +75,7 @@ pub fn ring() -> Result<Vec<Figure>> {
 pub fn ring_role() -> Result<()> {
     const RUNS: usize = 15;
     const ROUND_TRIPS: u64 = 20_000;
+    urgent();
     let eal = Eal::init(&EalConfig::default())?;
     let (mut a, mut b) = Port::ring_pair(eal, &PortConfig::new(Device::Ring))?;
     let ends = (
@@ -140,6 +141,7 @@ fn memif_device(role: MemifRole, socket: &str) -> Device {
 
 /// The serving process of [`memif`].
 pub fn memif_server_role(socket: &str) -> Result<()> {
+    urgent();
     let eal = Eal::init(&EalConfig::default())?;
     let link = link(eal, memif_device(MemifRole::Server, socket))?;
     let mut shard = world::shard(SERVER, link, &Settings::default())?;
@@ -153,6 +155,7 @@ pub fn memif_server_role(socket: &str) -> Result<()> {
 /// The generating process of [`memif`].
 pub fn memif_client_role(socket: &str) -> Result<()> {
     const RUNS: usize = 7;
+    urgent();
     let eal = Eal::init(&EalConfig::default())?;
     let link = link(eal, memif_device(MemifRole::Client, socket))?;
     let limits = Limits { connections: 1024, ..Limits::default() };
@@ -208,6 +211,7 @@ pub fn extbuf() -> Result<Vec<Figure>> {
 pub fn extbuf_role() -> Result<()> {
     const RUNS: usize = 15;
     const FRAMES: u64 = 200_000;
+    urgent();
     let eal = Eal::init(&EalConfig::default())?;
     let mut queue = link(eal, Device::Null { frame_bytes: 64, rx: false })?;
     let arena = Arena::new(&ArenaConfig::default())?;

@@ -119,7 +119,7 @@ fn read<'a>(
         fields: Fields::default(),
     };
     let mut hosts = 0u32;
-    let mut content_length = None;
+    let mut lengths = 0u32;
     let mut close = false;
     for line in lines {
         let (name, value) = (line.name.as_bytes(), line.value);
@@ -158,9 +158,8 @@ fn read<'a>(
             // Several lengths, even equal ones, and any transfer coding on a request that has no
             // use for a body are how requests are smuggled past a proxy (RFC 9112 section 11.2).
             14 if name.eq_ignore_ascii_case(b"content-length") => {
-                if content_length.replace(length(value)?).is_some() {
-                    return Err(Status::BAD_REQUEST);
-                }
+                lengths += 1;
+                request.has_body |= length(value)? > 0;
             }
             17 if name.eq_ignore_ascii_case(b"transfer-encoding") => {
                 return Err(Status::BAD_REQUEST);
@@ -176,12 +175,11 @@ fn read<'a>(
             _ => {}
         }
     }
-    // RFC 9112 section 3.2: exactly one, from HTTP/1.1 on.
-    if hosts > 1 || (hosts == 0 && version >= 1) {
+    // RFC 9112 section 3.2: exactly one host, from HTTP/1.1 on.
+    if hosts > 1 || (hosts == 0 && version >= 1) || lengths > 1 {
         return Err(Status::BAD_REQUEST);
     }
     request.keep_alive &= !close;
-    request.has_body = content_length.is_some_and(|len| len > 0);
     if request.path.is_empty() && matches!(method, Method::Get | Method::Head) {
         return Err(Status::BAD_REQUEST);
     }

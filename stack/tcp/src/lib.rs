@@ -9,10 +9,11 @@
 //!
 //! | file | concern |
 //! |---|---|
-//! | `tcb` | the record of a connection, and how an application opens, looks at and closes it |
+//! | `tcb` | the record of a connection, and how it looks from outside |
 //! | `input` | segments of synchronised states, in the order of checks of RFC 9293 section 3.10.7.4 |
 //! | `input_syn` | SYN-SENT, the passive open, negotiation of options |
 //! | `transmit` | what to send now: RFC 9293 section 3.8.6, Nagle, windows announced |
+//! | `close` | closing, aborting, ICMP errors |
 //! | `stream` | the application's bytes in and out |
 //! | `timers` | retransmission, persist, delayed ACK, keep-alive, TIME-WAIT |
 //! | `recovery` | duplicate ACKs, fast retransmit, RTO: RFC 5681, RFC 6582 |
@@ -27,6 +28,7 @@
 
 #![forbid(unsafe_code)]
 
+mod close;
 mod config;
 mod congestion;
 mod input;
@@ -45,6 +47,7 @@ mod tcb;
 mod timers;
 mod transmit;
 
+pub use close::Unreachable;
 pub use config::{Config, KeepAlive};
 pub use congestion::{Controller, NewReno, Window};
 pub use isn::IsnGenerator;
@@ -53,4 +56,4 @@ pub use slab::SliceSlab;
 pub use state::{ConnectionError, Events, State};
 pub use stats::TcpStats;
 pub use stream::SendError;
-pub use tcb::{Env, Tcb, TcpInfo, Unreachable};
+pub use tcb::{Env, Tcb, TcpInfo};

@@ -3,7 +3,6 @@
 use millstream_buf::IoBuf;
 use millstream_wire::tcp::SeqNumber;
 
-use crate::slab::NIL;
 use crate::tcb::{Env, Facts, Tcb};
 
 /// Why a slice was not queued. It comes back.
@@ -127,5 +126,3 @@ impl Tcb {
         bytes.min(slices * u32::from(self.mss_limit)).min(0xffff << self.rcv_scale)
     }
 }
-
-const _: () = assert!(NIL == u32::MAX);

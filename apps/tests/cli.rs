@@ -1,0 +1,173 @@
+//! The program as a user runs it: what it says, and with which code it ends. Its links are `null`
+//! here, which touches no network.
+
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_millstream");
+
+fn profile(name: &str) -> PathBuf {
+    [env!("CARGO_MANIFEST_DIR"), "..", "config", name].iter().collect()
+}
+
+/// `serve` of a folder that exists, with a profile and overrides.
+fn serve(name: &str, overrides: &[&str]) -> Command {
+    let mut command = Command::new(PROGRAM);
+    command.arg("serve").arg("--config").arg(profile(name)).arg("--root").arg(std::env::temp_dir());
+    command.args(overrides.iter().flat_map(|one| ["--set", one]));
+    command
+}
+
+/// The one line that the program says before it ends with `code`.
+fn complaint(output: Output, code: i32) -> String {
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(code), "{text}");
+    let line = text.strip_suffix('\n').unwrap_or_else(|| panic!("{text:?}"));
+    assert!(!line.contains('\n'), "{text}");
+    assert!(output.stdout.is_empty());
+    line.strip_prefix("millstream: ").unwrap_or_else(|| panic!("{line}")).to_owned()
+}
+
+#[test]
+fn version_and_help() {
+    let output = Command::new(PROGRAM).arg("--version").output().unwrap();
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        format!("millstream {}\n", env!("CARGO_PKG_VERSION"))
+    );
+    let output = Command::new(PROGRAM).args(["serve", "--help"]).output().unwrap();
+    let help = String::from_utf8_lossy(&output.stdout).into_owned();
+    for word in ["--config", "--root", "--listen", "--set", "SIGINT"] {
+        assert!(help.contains(word), "{help}");
+    }
+    let output = Command::new(PROGRAM).arg("srve").output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
+fn a_missing_directory() {
+    let mut command = Command::new(PROGRAM);
+    command.arg("serve").arg("--config").arg(profile("null.toml")).args(["--root", "/no/such/dir"]);
+    let line = complaint(command.output().unwrap(), 2);
+    assert_eq!(line, "there is no directory `/no/such/dir`; make it or name another one");
+}
+
+#[test]
+fn an_unknown_key() {
+    let file = std::env::temp_dir().join(format!("millstream-cli-{}.toml", std::process::id()));
+    std::fs::write(&file, "[link]\ndriver = \"null\"\n\n[http]\nprot = 80\n").unwrap();
+    let mut command = Command::new(PROGRAM);
+    let output = command.arg("serve").arg("--config").arg(&file).args(["--root", "/"]).output();
+    std::fs::remove_file(&file).unwrap();
+    let line = complaint(output.unwrap(), 2);
+    assert_eq!(
+        line,
+        format!("{}:5: unknown key `prot` in [http]; did you mean `port`?", file.display())
+    );
+    let line = complaint(serve("null.toml", &["memory.frame=1"]).output().unwrap(), 2);
+    assert!(line.ends_with("did you mean `frames`?"), "{line}");
+}
+
+#[test]
+fn a_busy_interface_name() {
+    // `lo` exists in every network namespace; it is looked up, not touched.
+    let line = complaint(serve("tap.toml", &["link.iface=lo"]).output().unwrap(), 1);
+    assert!(line.contains("a network interface named lo exists already"), "{line}");
+}
+
+#[test]
+fn too_little_memory() {
+    let many = ["memory.huge_pages=require", "memory.blocks=16777216"];
+    let line = complaint(serve("null.toml", &many).output().unwrap(), 1);
+    assert!(line.contains("not enough free huge pages: "), "{line}");
+    let line = complaint(
+        serve("null.toml", &["dpdk.huge_pages=require", "dpdk.memory_mb=2000000"])
+            .output()
+            .unwrap(),
+        1,
+    );
+    assert!(line.contains("sysctl vm.nr_hugepages=1000000"), "{line}");
+}
+
+#[test]
+fn no_root() {
+    // Somewhere where another user finds it.
+    let folder = std::env::temp_dir().join(format!("millstream-cli-{}-nobody", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let program = folder.join("millstream");
+    std::fs::copy(PROGRAM, &program).unwrap();
+    let config = folder.join("tap.toml");
+    std::fs::copy(profile("tap.toml"), &config).unwrap();
+    let mut command = Command::new(&program);
+    command.arg("serve").arg("--config").arg(&config).arg("--root").arg(&folder).current_dir("/");
+    // Whoever runs the test without being root is not root already.
+    let output = match command.uid(65534).gid(65534).output() {
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            Command::new(&program)
+                .arg("serve")
+                .arg("--config")
+                .arg(&config)
+                .arg("--root")
+                .arg(&folder)
+                .output()
+        }
+        other => other,
+    };
+    std::fs::remove_dir_all(&folder).unwrap();
+    let line = complaint(output.unwrap(), 1);
+    assert!(line.contains("no permission to make a tap interface: run as root"), "{line}");
+}
+
+#[test]
+fn serving_ends_in_good_order_on_sigint() {
+    let mut child = serve("null.toml", &["http.port=8080"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let mut ready = String::new();
+    stdout.read_line(&mut ready).unwrap();
+    assert!(ready.contains("on http://198.18.0.2:8080 | net_null | "), "{ready}");
+    let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(kill.success());
+    let status = child.wait().unwrap();
+    let mut rest = String::new();
+    stdout.read_to_string(&mut rest).unwrap();
+    assert_eq!(status.code(), Some(0), "{rest}");
+    assert!(rest.starts_with("requests "), "{rest}");
+    assert!(!rest.contains("drop_"), "{rest}");
+}
+
+#[test]
+fn the_doctor_says_how_to_mend() {
+    let output = Command::new(PROGRAM).arg("doctor").output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    let text = String::from_utf8(output.stdout).unwrap();
+    for what in [
+        "user",
+        "kernel",
+        "cores",
+        "processor",
+        "huge pages",
+        "DPDK",
+        "drivers",
+        "tap",
+        "cards",
+        "disk",
+        "open files",
+        "locked memory",
+    ] {
+        let line =
+            text.lines().find(|line| line.get(6..).is_some_and(|rest| rest.starts_with(what)));
+        let line = line.unwrap_or_else(|| panic!("no line on {what}: {text}"));
+        assert!(
+            line.starts_with("ok    ") || (line.starts_with("warn  ") && line.contains("; ")),
+            "{line}"
+        );
+    }
+}
