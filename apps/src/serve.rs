@@ -89,6 +89,7 @@ fn summary(server: &FileServer, stack: &Stack, link: &LinkStats) -> String {
         ("timeouts_header", http.timeouts_header),
         ("timeouts_send", http.timeouts_send),
         ("disk_errors", http.disk_errors),
+        ("tcp_retransmits", stack.tcp_stats().retransmits),
         ("cache_fills_failed", http.cache_fills_failed),
         ("rx_missed", link.rx_missed),
         ("rx_errors", link.rx_errors),

@@ -61,10 +61,13 @@ impl TryFrom<String> for Mac {
     fn try_from(text: String) -> Result<Self, String> {
         let wrong =
             || format!("`{text}` is no address of a station; write it as \"02:00:c6:12:00:02\"");
+        // A sign would pass for a digit otherwise.
+        let is_two_digits =
+            |part: &&str| part.len() == 2 && part.bytes().all(|byte| byte.is_ascii_hexdigit());
         let mut mac = [0; 6];
         let mut parts = text.split(':');
         for byte in &mut mac {
-            let part = parts.next().filter(|part| part.len() == 2).ok_or_else(wrong)?;
+            let part = parts.next().filter(is_two_digits).ok_or_else(wrong)?;
             *byte = u8::from_str_radix(part, 16).map_err(|_| wrong())?;
         }
         let group = mac[0] & 1 == 1;
