@@ -176,9 +176,15 @@ impl PortQueue {
             if rc != 0 && errno != libc::EEXIST {
                 return Err(refused(errno));
             }
+            let ours = rc == 0;
             let rc = dpdk_sys::shim_dma_map(self.port, address, bytes);
             if rc != 0 && rc != -libc::EEXIST {
-                return Err(refused(rc));
+                let refused = refused(rc);
+                // The arena may go now, and DPDK must not keep what is no memory any more.
+                if ours {
+                    dpdk_sys::rte_extmem_unregister(address, bytes);
+                }
+                return Err(refused);
             }
         }
         self.regions.push((start.as_ptr() as usize, start.as_ptr() as usize + bytes));
@@ -503,6 +509,10 @@ impl Link for PortQueue {
         let up = unsafe { dpdk_sys::shim_port_link_up(self.port) } == 1;
         self.link.set((up, 1));
         up
+    }
+
+    fn rx_buffers(&self) -> Option<(usize, usize)> {
+        Some((self.rx_pool.free(), self.rx_pool.mbufs()))
     }
 
     /// Drops that the device counts for the port as a whole are in the numbers of queue 0.

@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::ptr::NonNull;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam::queue::ArrayQueue;
@@ -141,46 +141,36 @@ impl Arena {
         let mapped_bytes = bytes.max(1).next_multiple_of(HUGE_PAGE_BYTES);
         let (base, pages) = map(mapped_bytes, config.huge_pages)?;
 
-        let headers: Box<[BufHeader]> = (0..config.frames + config.blocks)
-            .map(|index| {
-                let (offset, capacity) = if index < config.frames {
-                    (block_area + index * FRAME_BYTES, FRAME_BYTES)
-                } else {
-                    ((index - config.frames) * BLOCK_BYTES, BLOCK_BYTES)
-                };
-                // SAFETY: the offset lies inside the mapping, whose size was computed from the
-                // same counts.
-                let data = unsafe { base.add(offset) };
-                BufHeader::new(
-                    data,
-                    capacity as u32,
-                    free_arena_buffer,
-                    std::ptr::null(),
-                    index as u32,
-                )
-            })
-            .collect();
-        let inner = Rc::new(ArenaInner {
-            base,
-            mapped_bytes,
-            pages,
-            headers,
-            free_frames: RefCell::new((0..config.frames as u32).rev().collect()),
-            free_blocks: RefCell::new(
-                (config.frames as u32..(config.frames + config.blocks) as u32).rev().collect(),
-            ),
-            frames: config.frames,
-            exhausted: Cell::new(0),
-            returns: ArrayQueue::new((config.frames + config.blocks).max(1)),
-            thread: thread_number(),
+        let inner = Rc::new_cyclic(|inner: &Weak<ArenaInner>| {
+            let owner = inner.as_ptr().cast::<()>();
+            let headers = (0..config.frames + config.blocks)
+                .map(|index| {
+                    let (offset, capacity) = if index < config.frames {
+                        (block_area + index * FRAME_BYTES, FRAME_BYTES)
+                    } else {
+                        ((index - config.frames) * BLOCK_BYTES, BLOCK_BYTES)
+                    };
+                    // SAFETY: the offset lies inside the mapping, whose size was computed from the
+                    // same counts.
+                    let data = unsafe { base.add(offset) };
+                    BufHeader::new(data, capacity as u32, free_arena_buffer, owner, index as u32)
+                })
+                .collect();
+            ArenaInner {
+                base,
+                mapped_bytes,
+                pages,
+                headers,
+                free_frames: RefCell::new((0..config.frames as u32).rev().collect()),
+                free_blocks: RefCell::new(
+                    (config.frames as u32..(config.frames + config.blocks) as u32).rev().collect(),
+                ),
+                frames: config.frames,
+                exhausted: Cell::new(0),
+                returns: ArrayQueue::new((config.frames + config.blocks).max(1)),
+                thread: thread_number(),
+            }
         });
-        let owner = Rc::as_ptr(&inner).cast::<()>();
-        for header in &inner.headers {
-            let header = std::ptr::from_ref(header).cast_mut();
-            // SAFETY: nobody else has seen the headers yet, and `headers` is never moved out of
-            // the box.
-            unsafe { (*header).owner = owner };
-        }
         Ok(Self(inner))
     }
 
@@ -315,7 +305,7 @@ fn map(bytes: usize, huge: HugePages) -> Result<(NonNull<u8>, PageKind), ArenaEr
     if huge != HugePages::Never {
         // MAP_POPULATE of huge pages fails at once if too few are free, where a later touch would
         // be a bus error.
-        match map_with(bytes, libc::MAP_HUGETLB | libc::MAP_POPULATE) {
+        match map_with(bytes, libc::MAP_HUGETLB | libc::MAP_HUGE_2MB | libc::MAP_POPULATE) {
             Ok(base) => return Ok((base, PageKind::Huge)),
             Err(_) if huge == HugePages::Try => {}
             Err(_) => return Err(ArenaError::NoHugePages { pages: bytes / HUGE_PAGE_BYTES }),

@@ -92,6 +92,15 @@ impl BufHeader {
     }
 }
 
+/// Far more than handles fit into memory; only forgetting handles without end gets there, and going
+/// on would let the count wrap.
+const REFS_MAX: u32 = 1 << 30;
+
+#[cold]
+fn too_many_references() -> ! {
+    std::process::abort()
+}
+
 /// Takes one more reference on `header`'s buffer, to be given back by [`release_any_thread`].
 ///
 /// # Safety
@@ -100,7 +109,11 @@ impl BufHeader {
 pub unsafe fn retain(header: NonNull<BufHeader>) {
     // SAFETY: live by the caller's promise.
     let header = unsafe { header.as_ref() };
-    header.refs.set(header.refs.get() + 1);
+    let refs = header.refs.get() + 1;
+    if refs > REFS_MAX {
+        too_many_references();
+    }
+    header.refs.set(refs);
 }
 
 /// Drops one reference on the owning thread.

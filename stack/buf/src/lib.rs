@@ -23,12 +23,14 @@
 
 mod agg;
 mod arena;
+mod copy;
 mod header;
 mod iobuf;
 mod staging;
 
 pub use agg::Agg;
 pub use arena::{Arena, ArenaConfig, ArenaError, ArenaStats, HugePages, PageKind, SizeClass};
+pub use copy::copy_short;
 pub use header::{BufHeader, DRIVER_WORDS, release_any_thread, retain};
 pub use iobuf::{IoBuf, IoBufMut};
 pub use staging::Staging;

@@ -3,6 +3,7 @@
 use std::ptr::NonNull;
 
 use crate::arena::{Arena, SizeClass};
+use crate::copy::copy_short;
 use crate::header::BufHeader;
 use crate::iobuf::{IoBuf, IoBufMut};
 
@@ -44,14 +45,29 @@ impl Staging {
         let count = bytes.len().min(capacity - self.used);
         let header = current.header();
         // SAFETY: bytes from `used` on have never been handed out since this buffer was taken, so
-        // no slice covers them; they lie inside the buffer; `current` keeps the header alive.
+        // no slice covers them and this one is unique; they lie inside the buffer, whose every byte
+        // the mapping has initialised; `current` keeps the header alive.
         let slice = unsafe {
             let to = header.as_ref().data().as_ptr().add(self.used);
-            std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, count);
+            copy_short(std::slice::from_raw_parts_mut(to, count), &bytes[..count]);
             IoBuf::share(header, self.used as u32, count as u32)
         };
         self.used += count;
         Some(slice)
+    }
+
+    /// Copies all of `bytes` into one slice; `None` if the arena is exhausted, or they are longer
+    /// than a buffer, or there are none.
+    pub fn put_whole(&mut self, bytes: &[u8]) -> Option<IoBuf> {
+        if self
+            .current
+            .as_ref()
+            .is_some_and(|current| self.capacity(current) - self.used < bytes.len())
+        {
+            // What is left of the buffer is too short: it goes home when its slices do.
+            self.current = None;
+        }
+        self.put(bytes).filter(|slice| slice.len() == bytes.len())
     }
 
     /// Reads the size from the header: a `&[u8]` of the whole buffer must not be made while slices

@@ -43,6 +43,13 @@ impl Default for Channel {
     }
 }
 
+impl Channel {
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
 /// Why a packet was not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refused {
@@ -97,6 +104,12 @@ impl ChannelSlab {
         channel.len += 1;
         self.used += 1;
         Ok(())
+    }
+
+    /// The oldest packet of `channel`, where it lies.
+    #[inline]
+    pub fn front(&self, channel: &Channel) -> Option<&Packet> {
+        self.nodes.get(channel.head as usize).filter(|_| channel.len > 0)?.packet.as_ref()
     }
 
     /// Takes the oldest packet of `channel`.

@@ -84,7 +84,7 @@ pub struct ShardConfig {
     pub tcp: millstream_tcp::Config,
     /// Keys of hashes and initial sequence numbers. Must be secret and random, see
     /// [`random_secret`]; fixed in simulations.
-    pub secret: [u8; 32],
+    pub secret: [u8; 48],
     /// Verify and compute no checksums at all: for measuring what they cost. Never on a network.
     pub skip_checksums: bool,
 }
@@ -103,11 +103,11 @@ impl ShardConfig {
 }
 
 /// Secret bytes that the operating system chose.
-pub fn random_secret() -> [u8; 32] {
+pub fn random_secret() -> [u8; 48] {
     use std::hash::{BuildHasher, Hasher};
     // The standard library keys its hasher with the system's random numbers; hashing a counter
     // under such a key (SipHash) gives as many unpredictable bits as are wanted.
-    let mut secret = [0; 32];
+    let mut secret = [0; 48];
     for (i, chunk) in secret.chunks_exact_mut(8).enumerate() {
         let mut hasher = std::hash::RandomState::new().build_hasher();
         hasher.write_usize(i);

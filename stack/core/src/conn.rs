@@ -1,12 +1,14 @@
 //! One connection: its protocol state and all that the shard keeps beside it.
 
+use std::collections::VecDeque;
 use std::task::Waker;
 
 use millstream_tcp::Tcb;
-use millstream_timer::{Instant, TimerId};
+use millstream_timer::{Instant, TimerId, TimerWheel};
 
 use crate::channel::Channel;
 use crate::flow::FlowKey;
+use crate::state::TOKEN_CONN;
 
 /// No number.
 pub(crate) const NONE: u32 = u32::MAX;
@@ -35,26 +37,76 @@ bitflags::bitflags! {
         const HALF_OPEN = 1 << 8;
         /// On the list of those in TIME_WAIT.
         const IN_TIME_WAIT = 1 << 9;
+        /// On the list of those that wait for a buffer.
+        const PARKED = 1 << 10;
+        /// The application has ended its direction while a file is being sent: after the file.
+        const SHUTDOWN_AFTER_FILE = 1 << 11;
     }
 }
 
 /// One connection of a shard.
+///
+/// All that a segment touches beside TCP's part lies in the first cache line: with many connections,
+/// each line is a wait for memory.
+#[repr(C)]
 pub(crate) struct Conn {
     pub key: FlowKey,
-    pub peer_mac: [u8; 6],
-    pub facts: Facts,
     pub generation: u32,
     pub channel: Channel,
-    /// The listener that opened it.
-    pub listener: u32,
+    pub peer_mac: [u8; 6],
+    pub facts: Facts,
     /// The file transfer in progress.
     pub splice: u32,
+    /// The listener that opened it.
+    pub listener: u32,
+    pub timer_at: Instant,
     /// The one wheel entry; it may fire earlier than TCP wants and is then put back.
     pub timer: Option<TimerId>,
-    pub timer_at: Instant,
+    pub tcb: Tcb,
     pub read_waker: Option<Waker>,
     pub write_waker: Option<Waker>,
-    pub tcb: Tcb,
+}
+
+const _: () = assert!(std::mem::offset_of!(Conn, tcb) == 64);
+
+impl Conn {
+    /// Makes sure that the wheel fires no later than TCP wants. Later deadlines move nothing: the
+    /// entry fires early, finds nothing due, and is put where it belongs. So the usual case, a
+    /// retransmission timer that each ACK pushes back, touches the wheel a few times a second.
+    #[inline]
+    pub fn rearm(&mut self, wheel: &mut TimerWheel, number: u32) {
+        let at = self.tcb.deadline();
+        if at < self.timer_at {
+            self.move_timer(wheel, number, at);
+        }
+    }
+
+    #[cold]
+    fn move_timer(&mut self, wheel: &mut TimerWheel, number: u32, at: Instant) {
+        if let Some(timer) = self.timer.take() {
+            wheel.cancel(timer);
+        }
+        self.timer = wheel.insert(at, TOKEN_CONN | number);
+        self.timer_at = at;
+    }
+
+    /// Puts it on the list of those that wait for a buffer.
+    pub fn park(&mut self, parked: &mut VecDeque<ConnId>, number: u32) {
+        if !self.facts.contains(Facts::PARKED) {
+            self.facts.insert(Facts::PARKED);
+            parked.push_back(ConnId { number, generation: self.generation });
+        }
+    }
+
+    /// Puts it on the list of those that want to send. Whoever is on that list has the timer set
+    /// when its turn comes, so this is all there is to do after an action of the application.
+    #[inline]
+    pub fn schedule_output(&mut self, output: &mut VecDeque<u32>, number: u32) {
+        if !self.facts.contains(Facts::IN_OUTPUT) {
+            self.facts.insert(Facts::IN_OUTPUT);
+            output.push_back(number);
+        }
+    }
 }
 
 /// Names a connection for as long as it lives; a stale name finds nothing.

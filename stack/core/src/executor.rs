@@ -99,8 +99,11 @@ struct Task {
 }
 
 enum Slot {
-    Free { next: Option<u32> },
-    Idle(Task),
+    Free {
+        next: Option<u32>,
+    },
+    /// In a box, so that a poll moves one word out of the slot and back.
+    Idle(Box<Task>),
     Running,
 }
 
@@ -179,7 +182,8 @@ impl Executor {
             done: AtomicBool::new(false),
         });
         let waker = Waker::from(Arc::clone(&handle));
-        slots.slots[number as usize] = Slot::Idle(Task { future: Box::pin(future), handle, waker });
+        let task = Box::new(Task { future: Box::pin(future), handle, waker });
+        slots.slots[number as usize] = Slot::Idle(task);
         self.ready.push_local(number);
     }
 
@@ -209,7 +213,8 @@ impl Executor {
         while let Some(number) = self.ready.remote.pop() {
             let slots = self.slots.borrow();
             if let Some(Slot::Idle(task)) = slots.slots.get(number as usize) {
-                task.handle.in_remote.store(false, Ordering::Release);
+                // A swap, so that what was written before a wake that found the flag set is seen.
+                task.handle.in_remote.swap(false, Ordering::AcqRel);
                 if !task.handle.in_ring.load(Ordering::Relaxed) {
                     task.handle.in_ring.store(true, Ordering::Relaxed);
                     self.ready.push_local(number);
@@ -222,7 +227,7 @@ impl Executor {
     fn poll(&self, number: u32) {
         // The task leaves its slot while it runs, so that it may spawn others.
         let mut slots = self.slots.borrow_mut();
-        let Some(slot) = slots.slots.get_mut(number as usize) else { return };
+        let Some(slot @ Slot::Idle(_)) = slots.slots.get_mut(number as usize) else { return };
         let Slot::Idle(mut task) = std::mem::replace(slot, Slot::Running) else { return };
         drop(slots);
         task.handle.in_ring.store(false, Ordering::Relaxed);
@@ -236,7 +241,7 @@ impl Executor {
     }
 
     #[cold]
-    fn finish(&self, number: u32, task: Task) {
+    fn finish(&self, number: u32, task: Box<Task>) {
         task.handle.done.store(true, Ordering::Relaxed);
         let stale = task.handle.in_ring.load(Ordering::Relaxed);
         // Its drop may run code that wakes or spawns: not while the slots are borrowed.

@@ -26,6 +26,12 @@ impl FlowKey {
         Self { addresses: u64::from_ne_bytes(*addresses), ports: u32::from_ne_bytes(*ports) }
     }
 
+    /// Both addresses as they lie in the IP header of what the peer sends.
+    #[inline]
+    pub fn addresses(&self) -> [u8; 8] {
+        self.addresses.to_ne_bytes()
+    }
+
     #[inline]
     pub fn remote(&self) -> Ipv4Addr {
         let [a, b, c, d, ..] = self.addresses.to_ne_bytes();

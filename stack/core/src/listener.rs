@@ -8,7 +8,7 @@ use millstream_tcp::{Events, Tcb, reset_reply};
 use millstream_wire::tcp::{Flags, Header};
 
 use crate::channel::{Channel, Packet};
-use crate::conn::{ConnId, Facts, NONE};
+use crate::conn::{Conn, ConnId, Facts, NONE};
 use crate::flow::FlowKey;
 use crate::state::{State, env};
 
@@ -18,6 +18,8 @@ pub(crate) struct Listener {
     pub backlog: usize,
     /// Connections whose handshake is under way.
     pub half_open: usize,
+    /// Their names in the order in which they came, among names of some that are further on.
+    pub half_open_order: VecDeque<ConnId>,
     /// Connections that the application has not taken yet.
     pub accept: VecDeque<ConnId>,
     pub waker: Option<Waker>,
@@ -67,6 +69,7 @@ impl State {
             address: SocketAddrV4::new(ours, port),
             backlog,
             half_open: 0,
+            half_open_order: VecDeque::with_capacity(2 * backlog),
             accept: VecDeque::with_capacity(backlog),
             waker: None,
             channel: Channel::default(),
@@ -134,8 +137,8 @@ impl State {
         // An earlier packet of the same burst may have opened the connection.
         let conns = &self.conns;
         if let Some(conn) = self.flows.find(&key, |n| conns.get(n).is_some_and(|c| c.key == key)) {
-            let events = self.conn_input(conn, &packet);
-            return self.after_events(conn, events);
+            self.receive_tcp(&key, packet);
+            return self.serve_conn(conn);
         }
         let opens = header.flags.contains(Flags::SYN)
             && !header.flags.intersects(Flags::ACK | Flags::RST | Flags::FIN);
@@ -159,9 +162,12 @@ impl State {
             return;
         }
         let Some(listener) = self.listener_mut(number) else { return };
-        if listener.half_open + listener.accept.len() >= listener.backlog {
+        if listener.accept.len() >= listener.backlog {
             self.rx.drop_backlog_full += 1;
             return;
+        }
+        if listener.half_open >= listener.backlog {
+            self.evict_half_open(number);
         }
         if self.conns.is_full() && !self.recycle_time_wait() {
             self.rx.drop_connections_exhausted += 1;
@@ -184,6 +190,7 @@ impl State {
         if let Some(listener) = self.listener_mut(number) {
             listener.half_open += 1;
         }
+        self.note_half_open(number, id);
         self.flows.insert(key, id.number);
         self.rx.delivered_syn += 1;
         self.after_events(id.number, Events::TRANSMIT);
@@ -229,9 +236,38 @@ impl State {
         }
     }
 
+    /// Keeps the order of half-open connections; its length is bounded by dropping stale names.
+    fn note_half_open(&mut self, number: u32, id: ConnId) {
+        let conns = &self.conns;
+        let listener = self.listeners.get_mut(number as usize).and_then(Option::as_mut);
+        let Some(listener) = listener else { return };
+        if listener.half_open_order.len() >= 2 * listener.backlog {
+            listener.half_open_order.retain(|&id| is_half_open(conns.named(id)));
+        }
+        listener.half_open_order.push_back(id);
+    }
+
+    /// Forgets the oldest half-open connection, without a word to whoever it claimed to be: under a
+    /// flood of SYNs those that mean it answer within a round trip, while the oldest is the one that
+    /// most likely never will.
+    fn evict_half_open(&mut self, number: u32) {
+        loop {
+            let Some(listener) = self.listener_mut(number) else { return };
+            let Some(id) = listener.half_open_order.pop_front() else { return };
+            if is_half_open(self.conns.named(id)) {
+                self.metrics.half_open_evicted += 1;
+                return self.remove_conn(id.number);
+            }
+        }
+    }
+
     pub fn half_open_ended(&mut self, listener: u32) {
         if let Some(listener) = self.listener_mut(listener) {
             listener.half_open = listener.half_open.saturating_sub(1);
         }
     }
+}
+
+fn is_half_open(conn: Option<&Conn>) -> bool {
+    conn.is_some_and(|conn| conn.facts.contains(Facts::HALF_OPEN))
 }

@@ -69,6 +69,8 @@ counters! {
         drop_stray,
         /// ICMP and ARP that nothing here has asked for.
         drop_unsolicited,
+        /// Data for which the link had few buffers left, and the arena none.
+        drop_no_buffer,
         /// Left in a channel when its socket closed.
         drop_socket_closed,
     }
@@ -91,6 +93,8 @@ counters! {
         busy_turns,
         /// Connections opened by a peer.
         accepted,
+        /// Half-open connections that made way for newer SYNs.
+        half_open_evicted,
         /// Connections opened by us.
         connected,
         /// TCP segments handed to the link.
@@ -105,6 +109,8 @@ counters! {
         link_full,
         /// Payload bytes copied between the application and the arena, in either direction.
         copied_api_bytes,
+        /// Payload bytes copied out of received frames because the link's buffers ran low.
+        copied_scarce_bytes,
         /// Payload bytes that came from disk reads into send queues, without a copy.
         spliced_bytes,
         /// Disk reads that failed.

@@ -17,6 +17,7 @@ const REQUESTS_MAX: u8 = 4;
 enum Status {
     Asked { at: Instant, requests: u8 },
     Known { mac: [u8; 6], until: Instant },
+    Failed { until: Instant },
 }
 
 /// What the cache says of a neighbour.
@@ -54,8 +55,14 @@ impl Neighbors {
             }
             Status::Asked { at, .. } if now < at.plus_nanos(RETRY_NANOS) => Lookup::Wait,
             Status::Asked { requests, .. } if requests >= REQUESTS_MAX => {
-                self.entries.retain(|entry| entry.0 != ip);
+                *status = Status::Failed { until: now.plus_nanos(RETRY_NANOS) };
                 Lookup::Unreachable
+            }
+            // Told to all that waited, and to whoever comes at once after them.
+            Status::Failed { until } if now < until => Lookup::Unreachable,
+            Status::Failed { .. } => {
+                *status = asked;
+                Lookup::Ask
             }
             Status::Asked { requests, .. } => {
                 *status = Status::Asked { at: now, requests: requests + 1 };
@@ -107,6 +114,7 @@ mod tests {
             assert_eq!(cache.lookup(IP, at(second)), Lookup::Wait);
         }
         assert_eq!(cache.lookup(IP, at(4)), Lookup::Unreachable);
+        assert_eq!(cache.lookup(IP, at(4)), Lookup::Unreachable, "everybody is told");
         assert_eq!(cache.lookup(IP, at(5)), Lookup::Ask, "starts anew");
     }
 

@@ -7,9 +7,10 @@ use millstream_buf::IoBuf;
 use millstream_link::{HEADER_MAX, Link, TxError, TxFrame, TxOffload};
 use millstream_tcp::Segment;
 use millstream_timer::Instant;
-use millstream_wire::checksum::Sum;
+use millstream_wire::checksum::{Sum, fold_words};
 use millstream_wire::ethernet::{self, Address, EtherType};
 use millstream_wire::ipv4;
+use millstream_wire::tcp::{self, MAX_OPTIONS_LEN};
 
 use crate::conn::{ConnId, Facts};
 use crate::flow::FlowKey;
@@ -27,6 +28,7 @@ const TTL: u8 = 64;
 
 const IP_OFFSET: usize = ethernet::HEADER_LEN;
 const L4_OFFSET: usize = IP_OFFSET + ipv4::HEADER_LEN;
+const OPTIONS_OFFSET: usize = L4_OFFSET + tcp::HEADER_LEN;
 
 /// Where a packet goes on the link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +37,16 @@ pub(crate) enum Via {
     Station([u8; 6]),
     /// To the neighbour with this address, which is yet to be asked for its own.
     Neighbor(Ipv4Addr),
+}
+
+/// How it goes on after [`State::transmit_segment`].
+enum Next {
+    /// There may be more to send.
+    More,
+    /// It has left the list of those that want to send.
+    Done,
+    /// The link takes nothing. Nothing was sent.
+    LinkFull,
 }
 
 /// A packet that is not TCP's, complete but for the receiver's link address.
@@ -54,73 +66,74 @@ impl State {
         if !self.raw.is_empty() {
             self.transmit_raw(link);
         }
-        for _ in 0..self.output.len() {
+        'connections: for _ in 0..self.output.len() {
             let Some(number) = self.output.pop_front() else { break };
-            if !self.transmit_conn(link, number) {
-                self.metrics.link_full += 1;
-                break;
+            for _ in 0..SEGMENTS_A_TURN {
+                match self.transmit_segment(link, number) {
+                    Next::More => {}
+                    Next::Done => continue 'connections,
+                    Next::LinkFull => {
+                        self.output.push_front(number);
+                        self.metrics.link_full += 1;
+                        break 'connections;
+                    }
+                }
             }
+            self.output.push_back(number);
         }
     }
 
-    /// Sends one connection's segments. `false`: the link is full.
-    #[inline]
-    fn transmit_conn<L: Link>(&mut self, link: &mut L, number: u32) -> bool {
-        let Some(conn) = self.conns.get_mut(number) else { return true };
-        conn.facts.remove(Facts::IN_OUTPUT);
+    /// Sends the next segment of a connection that is on the list, if it has one.
+    ///
+    /// Nearly always that is all there is to send, so this is written for one segment; not inlined, so
+    /// that the shard's address stays in a register.
+    #[inline(never)]
+    fn transmit_segment<L: Link>(&mut self, link: &mut L, number: u32) -> Next {
+        let Some(conn) = self.conns.get_mut(number) else { return Next::Done };
         if !conn.facts.contains(Facts::HAS_MAC) {
+            conn.facts.remove(Facts::IN_OUTPUT);
             self.resolve_conn(number);
-            return true;
+            self.rearm(number);
+            return Next::Done;
         }
-        let mut more = true;
-        for _ in 0..SEGMENTS_A_TURN {
+        if link.tx_room() == 0 {
+            link.flush();
             if link.tx_room() == 0 {
-                link.flush();
-                if link.tx_room() == 0 {
-                    conn.facts.insert(Facts::IN_OUTPUT);
-                    self.output.push_front(number);
-                    self.rearm(number);
-                    return false;
-                }
+                conn.rearm(&mut self.wheel, number);
+                return Next::LinkFull;
             }
-            if !conn.tcb.transmit(&mut env!(self), &mut self.segment) {
-                more = false;
-                break;
-            }
-            let (key, mac) = (conn.key, conn.peer_mac);
-            let mut header = [0; HEADER_MAX];
-            let tcp_checksum = self.capabilities.tx_tcp_checksum && !self.skip_checksums;
-            let offload_ip = self.capabilities.tx_ipv4_checksum && !self.skip_checksums;
+        }
+        let mut more = conn.tcb.transmit(&mut env!(self), &mut self.segment);
+        if more {
             let (len, offload) = build_segment(
-                &mut header,
+                &mut self.header,
                 self.station.mac,
-                mac,
-                &key,
+                conn.peer_mac,
+                &conn.key,
                 &self.segment,
-                Checksums {
-                    skip: self.skip_checksums,
-                    tcp_offload: tcp_checksum,
-                    ip_offload: offload_ip,
-                },
+                self.checksums,
             );
-            let frame = TxFrame { header: &header[..len], payload: &self.segment.payload, offload };
+            let header = self.header.get(..len).unwrap_or_default();
+            let frame = TxFrame { header, payload: &self.segment.payload, offload };
             // Neither can happen (room was asked for, segments fit the MTU); if a link errs, the
             // segment counts as lost on the wire and is retransmitted.
             if link.tx(&frame).is_ok() {
                 self.metrics.tcp_segments_out += 1;
             }
             self.segment.payload.clear();
+            more = !conn.tcb.all_sent();
         }
-        if more && conn.tcb.wants_transmit() {
-            conn.facts.insert(Facts::IN_OUTPUT);
-            self.output.push_back(number);
-        } else if conn.tcb.state() == millstream_tcp::State::Closed {
+        if more {
+            return Next::More;
+        }
+        conn.facts.remove(Facts::IN_OUTPUT);
+        if conn.tcb.state() == millstream_tcp::State::Closed {
             self.wake_both(number);
             self.conn_closed(number);
-            return true;
+        } else {
+            conn.rearm(&mut self.wheel, number);
         }
-        self.rearm(number);
-        true
+        Next::Done
     }
 
     // ---- Packets that are not a connection's -----------------------------------------------
@@ -186,7 +199,7 @@ impl State {
     /// Resets a segment that belongs to no connection.
     pub fn send_reset(&mut self, key: &FlowKey, mac: [u8; 6], reply: &Segment) {
         let mut bytes = [0; HEADER_MAX];
-        let checksums = Checksums { skip: self.skip_checksums, ..Checksums::default() };
+        let checksums = Checksums { skip: self.checksums.skip, ..Checksums::default() };
         let (len, offload) =
             build_segment(&mut bytes, self.station.mac, mac, key, reply, checksums);
         let mut header = ArrayVec::from(bytes);
@@ -261,10 +274,11 @@ impl State {
 
 /// Who computes a segment's checksums.
 #[derive(Clone, Copy, Default)]
-struct Checksums {
-    skip: bool,
-    tcp_offload: bool,
-    ip_offload: bool,
+pub(crate) struct Checksums {
+    /// Nobody.
+    pub skip: bool,
+    pub tcp_offload: bool,
+    pub ip_offload: bool,
 }
 
 /// Writes the headers of a segment; returns their length and what is left to the NIC.
@@ -282,27 +296,37 @@ fn build_segment(
 ) -> (usize, TxOffload) {
     let options = segment.options.as_slice();
     let l4_len = 20 + options.len();
-    let payload_len: usize = segment.payload.iter().map(|slice| slice.len()).sum();
+    let sums_tcp = !checksums.skip && !checksums.tcp_offload;
+    let (mut payload_len, mut tcp_sum) = (0, Sum::new());
+    let mut add_payload = |slice: &IoBuf| {
+        payload_len += slice.len();
+        if sums_tcp {
+            tcp_sum.add_bytes(slice);
+        }
+    };
+    match segment.payload.as_slice() {
+        [] => {}
+        // Nearly always, and worth a way without a loop.
+        [slice] => add_payload(slice),
+        slices => slices.iter().for_each(add_payload),
+    }
     let segment_len = (l4_len + payload_len) as u32;
 
     header[0..6].copy_from_slice(&peer_mac);
     header[6..12].copy_from_slice(&our_mac);
     header[12..14].copy_from_slice(&EtherType::IPV4.0.to_be_bytes());
 
-    // The addresses count in both sums.
+    // The addresses count in both sums. Words are totalled as they are and folded once.
     let (src, dst) = (key.local().to_bits(), key.remote().to_bits());
-    let mut addresses = Sum::new();
-    addresses.add_u32(src);
-    addresses.add_u32(dst);
+    let addresses = u64::from(src) + u64::from(dst);
 
     // RFC 6864: a packet that may not be fragmented (0x4000) needs no identification.
     let ip = [0x4500_0000 | (segment_len + 20), 0x4000, TTL_AND_TCP << 16, src, dst];
-    let mut ip_sum = addresses;
-    ip_sum.add_u32(ip[0]);
-    ip_sum.add_u32(ip[1]);
-    ip_sum.add_u32(ip[2]);
-    let ip_checksum =
-        if checksums.ip_offload || checksums.skip { 0 } else { u32::from(ip_sum.finish()) };
+    let mut ip_checksum = 0;
+    if !checksums.ip_offload && !checksums.skip {
+        let total = addresses + u64::from(ip[0]) + u64::from(ip[1]) + u64::from(ip[2]);
+        ip_checksum = u32::from(!fold_words(total));
+    }
     put_words(header, IP_OFFSET, &[ip[0], ip[1], ip[2] | ip_checksum, src, dst]);
 
     let ports = u32::from(key.local_port()) << 16 | u32::from(key.remote_port());
@@ -310,31 +334,31 @@ fn build_segment(
     let flags_and_window = offset_and_flags << 16 | u32::from(segment.window);
     let mut tcp_checksum = 0;
     if !checksums.skip {
-        let mut sum = addresses;
-        sum.add_u32(u32::from(ipv4::Protocol::TCP.0) << 16 | segment_len);
+        let pseudo = u32::from(ipv4::Protocol::TCP.0) << 16 | segment_len;
+        let mut total = addresses + u64::from(pseudo);
         tcp_checksum = if checksums.tcp_offload {
-            sum.fold()
+            fold_words(total)
         } else {
-            sum.add_u32(ports);
-            sum.add_u32(segment.seq.0);
-            sum.add_u32(segment.ack.0);
-            sum.add_u32(flags_and_window);
-            sum.add_bytes(options);
-            for slice in &segment.payload {
-                sum.add_bytes(slice);
+            for word in [ports, segment.seq.0, segment.ack.0, flags_and_window] {
+                total += u64::from(word);
             }
-            sum.finish()
+            // Options are whole words. Those of nearly every segment are of a known length.
+            let mut option_sum = Sum::new();
+            match <&[u8; 12]>::try_from(options) {
+                Ok(options) => option_sum.add_bytes(options),
+                Err(_) => option_sum.add_bytes(options),
+            }
+            total += u64::from(option_sum.fold());
+            tcp_sum.add_u16(fold_words(total));
+            tcp_sum.finish()
         };
     }
     let checksum_word = u32::from(tcp_checksum) << 16;
     let tcp = [ports, segment.seq.0, segment.ack.0, flags_and_window, checksum_word];
     put_words(header, L4_OFFSET, &tcp);
-    // The length of nearly every segment's options, as stores and not as a call.
-    let at = L4_OFFSET + 20;
-    match <&[u8; 12]>::try_from(options) {
-        Ok(options) => header[at..at + 12].copy_from_slice(options),
-        Err(_) => header[at..at + options.len()].copy_from_slice(options),
-    }
+    // All that options can be, since a copy of known length is a few stores.
+    header[OPTIONS_OFFSET..OPTIONS_OFFSET + MAX_OPTIONS_LEN]
+        .copy_from_slice(segment.options.as_padded());
 
     let offload = TxOffload {
         l2_len: IP_OFFSET as u8,

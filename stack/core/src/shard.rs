@@ -26,6 +26,11 @@ pub enum Idle {
     Adaptive,
 }
 
+/// Turns from one look at the link's buffers to the next: at most 32 frames come in a turn.
+const SCARCITY_TURNS: u64 = 16;
+/// The part of the link's buffers of which less is few.
+const SCARCE_PART: usize = 4;
+
 /// How long an adaptive loop polls in vain before it sleeps.
 const SPIN_NANOS: u64 = 200_000;
 /// How long it sleeps at most: what an unexpected frame may have to wait.
@@ -129,6 +134,10 @@ impl<L: Link, C: Clock> Shard<L, C> {
         self.link.flush();
         if state.splices.in_disk > 0 {
             state.disk.kick();
+        }
+        if state.metrics.turns.is_multiple_of(SCARCITY_TURNS) {
+            state.rx_scarce =
+                self.link.rx_buffers().is_some_and(|(free, total)| free < total / SCARCE_PART);
         }
         state.metrics.turns += 1;
         state.metrics.busy_turns += u64::from(work > 0);

@@ -12,18 +12,17 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::task::Waker;
 
 use millstream_buf::{BLOCK_BYTES, IoBuf, SizeClass};
 use millstream_disk::{Completion, DiskError, File, Read};
+use millstream_tcp::SendError;
 
 use crate::conn::{ConnId, Facts, NONE};
 use crate::state::{State, env};
 
 /// Blocks read beyond what the window wants, so that the next ACK finds data waiting.
 const READ_AHEAD_BLOCKS: usize = 2;
-
-/// Reads start and end at multiples of this many bytes: the largest logical block in use.
-const ALIGN: u64 = 4096;
 
 /// Why a file was not sent to its end.
 #[derive(Debug, thiserror::Error)]
@@ -79,11 +78,12 @@ pub(crate) struct Splice {
     in_disk: u32,
     /// `queued_total` of the connection when the last byte was appended.
     finish_at: Option<u64>,
-    parked: bool,
     /// How it ended; the application has not looked yet.
     outcome: Option<Result<(), SendFileError>>,
     /// Nobody waits for the outcome.
     detached: bool,
+    /// Who waits for it.
+    waker: Option<Waker>,
 }
 
 /// All transfers of a shard.
@@ -118,11 +118,15 @@ impl State {
         if range.start > range.end || range.end > file.len() {
             return Err(SendFileError::Range { range, len: file.len() });
         }
+        let align = file.align_bytes() as u64;
         let Some(conn) = self.conns.named_mut(id) else {
             return Err(SendFileError::Connection(std::io::ErrorKind::NotConnected.into()));
         };
         if conn.splice != NONE {
             return Err(SendFileError::Busy);
+        }
+        if conn.facts.contains(Facts::CLOSED) || !conn.tcb.state().accepts_data() {
+            return Err(SendFileError::Connection(std::io::ErrorKind::BrokenPipe.into()));
         }
         let number = self.splices.free.pop().unwrap_or_else(|| {
             self.splices.slots.push(None);
@@ -130,18 +134,18 @@ impl State {
         });
         self.splices.slots[number as usize] = Some(Splice {
             conn: id,
-            next_read: range.start / ALIGN * ALIGN,
+            next_read: range.start / align * align,
             next_append: range.start,
             end: range.end,
             file,
             blocks: VecDeque::with_capacity(self.limits.splice_buffers),
             first_block: 0,
-            first_offset: range.start / ALIGN * ALIGN,
+            first_offset: range.start / align * align,
             in_disk: 0,
             finish_at: None,
-            parked: false,
             outcome: None,
             detached: false,
+            waker: None,
         });
         conn.splice = number;
         self.splice_progress(id.number);
@@ -155,10 +159,20 @@ impl State {
         let Some(splice) = self.splices.get_mut(splice_number) else { return };
 
         // Append what is next in order.
+        let mut parks = false;
         while let Some(Block::Ready(buf)) = splice.blocks.front() {
             let len = buf.len() as u64;
-            if conn.tcb.send(&mut env!(self), buf.clone()).is_err() {
-                break;
+            match conn.tcb.send(&mut env!(self), buf.clone()) {
+                Ok(()) => {}
+                Err(SendError::Closed(_)) => {
+                    let error = std::io::ErrorKind::BrokenPipe.into();
+                    return self.splice_end(splice_number, Err(SendFileError::Connection(error)));
+                }
+                Err(SendError::Full(_)) => {
+                    // The next ACK tries again; without one to come, whoever frees memory does.
+                    parks = conn.tcb.unacked_bytes() == 0;
+                    break;
+                }
             }
             splice.blocks.pop_front();
             splice.first_block = splice.first_block.wrapping_add(1);
@@ -172,9 +186,11 @@ impl State {
         if splice.finish_at.is_some_and(|at| conn.tcb.acked_total() >= at) {
             return self.splice_end(splice_number, Ok(()));
         }
-        let wants_transmit = conn.tcb.wants_transmit();
-        if wants_transmit {
-            self.schedule_output(number);
+        if parks {
+            conn.park(&mut self.splices.parked, number);
+        }
+        if conn.tcb.wants_transmit() {
+            conn.schedule_output(&mut self.output, number);
         }
         self.splice_read(number, splice_number);
         self.rearm(number);
@@ -188,23 +204,30 @@ impl State {
             if splice.next_read >= splice.end {
                 return;
             }
+            // What is read or queued but not sent may exceed what the window takes by the read-ahead,
+            // no matter how long a peer keeps its window closed.
             let held = splice.blocks.len() + conn.tcb.unacked_bytes().div_ceil(BLOCK_BYTES);
-            let wanted = conn.tcb.window_room().div_ceil(BLOCK_BYTES) + READ_AHEAD_BLOCKS;
-            if held >= self.limits.splice_buffers || splice.blocks.len() >= wanted {
+            let unsent = conn.tcb.unsent_bytes();
+            let ahead = splice.blocks.len() * BLOCK_BYTES + unsent;
+            let taken = match conn.tcb.window_room() {
+                0 => 0,
+                room => room + unsent,
+            };
+            if held >= self.limits.splice_buffers
+                || ahead >= taken + READ_AHEAD_BLOCKS * BLOCK_BYTES
+                || conn.facts.contains(Facts::PARKED)
+            {
                 return;
             }
-            if splice.parked {
-                return;
-            }
-            let id = splice.conn;
             let buf = if self.splices.in_disk < self.splices.depth {
                 self.arena.alloc(SizeClass::Block)
             } else {
                 None
             };
             let Some(splice) = self.splices.get_mut(splice_number) else { return };
+            let align = splice.file.align_bytes() as u64;
             let block = splice.first_block.wrapping_add(splice.blocks.len() as u32);
-            let until_end = (splice.end - splice.next_read).next_multiple_of(ALIGN);
+            let until_end = (splice.end - splice.next_read).next_multiple_of(align);
             let len = until_end.min(BLOCK_BYTES as u64);
             let submitted = buf.is_some_and(|buf| {
                 let token = u64::from(splice_number) << 32 | u64::from(block);
@@ -213,9 +236,10 @@ impl State {
                 self.disk.submit(read).is_ok()
             });
             if !submitted {
-                splice.parked = true;
                 self.metrics.splice_parked += 1;
-                self.splices.parked.push_back(id);
+                if let Some(conn) = self.conns.get_mut(number) {
+                    conn.park(&mut self.splices.parked, number);
+                }
                 return;
             }
             splice.blocks.push_back(Block::Reading);
@@ -270,6 +294,9 @@ impl State {
         if splice.outcome.is_none() {
             splice.outcome = Some(outcome);
             splice.blocks.clear();
+            if let Some(waker) = splice.waker.take() {
+                waker.wake();
+            }
         }
         let id = splice.conn;
         if let Some(conn) = self.conns.named_mut(id)
@@ -281,6 +308,10 @@ impl State {
                 if let Some(waker) = &conn.write_waker {
                     waker.wake_by_ref();
                 }
+            }
+            if conn.facts.contains(Facts::SHUTDOWN_AFTER_FILE) {
+                conn.tcb.close(&mut env!(self));
+                conn.schedule_output(&mut self.output, id.number);
             }
         }
         self.splice_free_if_over(number);
@@ -301,6 +332,13 @@ impl State {
         if splice.in_disk == 0 && splice.outcome.is_some() && splice.detached {
             self.splices.slots[number as usize] = None;
             self.splices.free.push(number);
+        }
+    }
+
+    /// Has `waker` called when a transfer ends.
+    pub fn splice_wake(&mut self, number: u32, waker: &Waker) {
+        if let Some(splice) = self.splices.get_mut(number) {
+            splice.waker = Some(waker.clone());
         }
     }
 
@@ -326,18 +364,20 @@ impl State {
     /// Resumes what waited for buffers, oldest first, while there are some.
     pub fn resume_parked(&mut self) {
         for _ in 0..self.splices.parked.len() {
-            let room = self.splices.in_disk < self.splices.depth
-                && self.arena.free(SizeClass::Block) > 0
-                && self.arena.free(SizeClass::Frame) > 0;
-            if !room {
-                return;
-            }
             let Some(id) = self.splices.parked.pop_front() else { return };
             let Some(conn) = self.conns.named_mut(id) else { continue };
+            // A file needs a block and a place in the disk queue, a write the one or the other buffer.
+            let blocks = self.arena.free(SizeClass::Block) > 0;
+            let room = match conn.splice {
+                NONE => blocks || self.arena.free(SizeClass::Frame) > 0,
+                _ => blocks && self.splices.in_disk < self.splices.depth,
+            };
+            if !room || self.slices.is_full() {
+                self.splices.parked.push_back(id);
+                continue;
+            }
+            conn.facts.remove(Facts::PARKED);
             if conn.splice != NONE {
-                if let Some(splice) = self.splices.get_mut(conn.splice) {
-                    splice.parked = false;
-                }
                 self.splice_progress(id.number);
             } else {
                 self.wake_both(id.number);

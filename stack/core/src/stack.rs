@@ -181,7 +181,7 @@ impl Stack {
 
     /// TCP's counters.
     pub fn tcp_stats(&self) -> TcpStats {
-        self.state().tcp_stats.clone()
+        self.state().tcp_stats
     }
 
     /// The disk queue's counters.

@@ -6,7 +6,7 @@ use std::task::Waker;
 
 use millstream_buf::{Arena, SizeClass, Staging};
 use millstream_disk::DiskQueue;
-use millstream_link::{Capabilities, RxBurst};
+use millstream_link::{Capabilities, HEADER_MAX, RxBurst};
 use millstream_tcp::{Env, Events, IsnGenerator, Segment, SliceSlab, TcpStats};
 use millstream_timer::{Instant, TimerId, TimerWheel};
 
@@ -18,7 +18,7 @@ use crate::flow::{FlowHasher, FlowKey, FlowTable};
 use crate::listener::Listener;
 use crate::metrics::{RxMetrics, ShardMetrics};
 use crate::neighbor::Neighbors;
-use crate::output::RawFrame;
+use crate::output::{Checksums, RawFrame};
 use crate::splice::Splices;
 use crate::udp::UdpPort;
 
@@ -51,7 +51,7 @@ pub(crate) struct State {
     pub now: Instant,
     pub station: Station,
     pub capabilities: Capabilities,
-    pub skip_checksums: bool,
+    pub checksums: Checksums,
     pub limits: Limits,
     pub tcp_config: millstream_tcp::Config,
     pub tcp_stats: TcpStats,
@@ -59,6 +59,8 @@ pub(crate) struct State {
     pub isn: IsnGenerator,
     pub hasher: FlowHasher,
     pub arena: Arena,
+    /// The link has few buffers left: what is kept is copied.
+    pub rx_scarce: bool,
     /// Where small and large writes are copied to.
     pub staging: Staging,
     pub staging_blocks: Staging,
@@ -94,8 +96,9 @@ pub(crate) struct State {
     pub neighbors: Neighbors,
     pub neighbor_timer: Option<TimerId>,
     pub splices: Splices,
-    /// The segment that is being sent.
+    /// The segment that is being sent, and its headers.
     pub segment: Segment,
+    pub header: [u8; HEADER_MAX],
     pub rx: RxMetrics,
     pub metrics: ShardMetrics,
     /// ICMP messages that may still be sent in the current second.
@@ -132,19 +135,24 @@ impl State {
         };
         let hasher = FlowHasher::new([word(0), word(1), word(2)]);
         let mut isn_key = [0; 16];
-        isn_key.copy_from_slice(&secret[16..]);
+        isn_key.copy_from_slice(&secret[32..]);
         // Connections, sleepers, and the one for neighbours.
         let timers = limits.connections + limits.sleepers + 1;
         Self {
             now,
             station: Station::new(capabilities.mac, ipv4, skip_checksums),
-            skip_checksums,
+            checksums: Checksums {
+                skip: skip_checksums,
+                tcp_offload: capabilities.tx_tcp_checksum && !skip_checksums,
+                ip_offload: capabilities.tx_ipv4_checksum && !skip_checksums,
+            },
             limits,
             tcp_config: tcp,
             tcp_stats: TcpStats::default(),
             slices: SliceSlab::with_capacity(limits.slices),
             isn: IsnGenerator::new(isn_key),
             hasher,
+            rx_scarce: false,
             staging: Staging::new(arena.clone(), SizeClass::Frame),
             staging_blocks: Staging::new(arena.clone(), SizeClass::Block),
             arena,
@@ -155,7 +163,7 @@ impl State {
             listener_ports: vec![0; 1 << 16].into_boxed_slice(),
             udp: Vec::new(),
             udp_ports: vec![0; 1 << 16].into_boxed_slice(),
-            next_port: (word(3) as u16) | 0x8000,
+            next_port: word(3) as u16,
             channels: ChannelSlab::with_capacity(limits.channel_packets),
             proxy: Channel::default(),
             ready: VecDeque::with_capacity(limits.channel_packets.min(limits.connections) + 64),
@@ -170,6 +178,7 @@ impl State {
             neighbor_timer: None,
             splices: Splices::new(limits.disk_depth),
             segment: Segment::default(),
+            header: [0; HEADER_MAX],
             rx: RxMetrics::default(),
             metrics: ShardMetrics::default(),
             icmp_credit: 0,
@@ -195,7 +204,7 @@ impl State {
     }
 
     #[inline]
-    fn receive_tcp(&mut self, key: &FlowKey, packet: Packet) {
+    pub fn receive_tcp(&mut self, key: &FlowKey, packet: Packet) {
         let conns = &self.conns;
         let found = self.flows.find(key, |number| conns.get(number).is_some_and(|c| c.key == *key));
         if let Some(number) = found
@@ -303,19 +312,11 @@ impl State {
         self.after_events(number, events);
     }
 
-    /// Makes sure that the wheel fires no later than TCP wants. Later deadlines move nothing: the
-    /// entry fires early, finds nothing due, and is put where it belongs. So the usual case, a
-    /// retransmission timer that each ACK pushes back, touches the wheel a few times a second.
+    /// Sets the timer of a connection; see [`Conn::rearm`].
     #[inline]
     pub fn rearm(&mut self, number: u32) {
-        let Some(conn) = self.conns.get_mut(number) else { return };
-        let at = conn.tcb.deadline();
-        if at < conn.timer_at {
-            if let Some(timer) = conn.timer.take() {
-                self.wheel.cancel(timer);
-            }
-            conn.timer = self.wheel.insert(at, TOKEN_CONN | number);
-            conn.timer_at = at;
+        if let Some(conn) = self.conns.get_mut(number) {
+            conn.rearm(&mut self.wheel, number);
         }
     }
 
@@ -331,19 +332,16 @@ impl State {
 
     // ---- Connections -----------------------------------------------------------------------
 
-    /// Puts a connection on the list of those that want to send.
+    /// Puts a connection on the list of those that want to send; see [`Conn::schedule_output`].
     #[inline]
     pub fn schedule_output(&mut self, number: u32) {
-        if let Some(conn) = self.conns.get_mut(number)
-            && !conn.facts.contains(Facts::IN_OUTPUT)
-        {
-            conn.facts.insert(Facts::IN_OUTPUT);
-            self.output.push_back(number);
+        if let Some(conn) = self.conns.get_mut(number) {
+            conn.schedule_output(&mut self.output, number);
         }
     }
 
     /// Acts on what TCP reported of a connection.
-    #[inline]
+    #[inline(always)]
     pub fn after_events(&mut self, number: u32, events: Events) {
         const RARE: Events = Events::ESTABLISHED
             .union(Events::RESET)
@@ -360,23 +358,24 @@ impl State {
                 waker.wake_by_ref();
             }
         }
-        if events.intersects(Events::WRITABLE | Events::ACKED) {
-            if conn.splice != NONE {
-                self.splice_progress(number);
-            } else if conn.facts.contains(Facts::WRITE_WAITING) {
-                conn.facts.remove(Facts::WRITE_WAITING);
-                if let Some(waker) = &conn.write_waker {
-                    waker.wake_by_ref();
-                }
+        let progress = events.intersects(Events::WRITABLE | Events::ACKED);
+        if progress && conn.facts.contains(Facts::WRITE_WAITING) && conn.splice == NONE {
+            conn.facts.remove(Facts::WRITE_WAITING);
+            if let Some(waker) = &conn.write_waker {
+                waker.wake_by_ref();
             }
         }
         if events.contains(Events::TRANSMIT) {
-            self.schedule_output(number);
+            conn.schedule_output(&mut self.output, number);
+        } else {
+            conn.rearm(&mut self.wheel, number);
+        }
+        if progress && conn.splice != NONE {
+            self.splice_progress(number);
         }
         if events.intersects(RARE) {
             self.after_rare_events(number, events);
         }
-        self.rearm(number);
     }
 
     #[cold]
@@ -399,7 +398,13 @@ impl State {
             self.wake_both(number);
         }
         if events.contains(Events::CLOSED) {
-            self.conn_closed(number);
+            match self.conns.get_mut(number) {
+                // A reset is still to be sent; the end comes after it.
+                Some(conn) if conn.tcb.wants_transmit() => {
+                    conn.schedule_output(&mut self.output, number);
+                }
+                _ => self.conn_closed(number),
+            }
         }
     }
 
@@ -420,10 +425,15 @@ impl State {
 
     /// Frees the connection that has been in TIME_WAIT longest and that no application holds.
     pub fn recycle_time_wait(&mut self) -> bool {
-        while let Some(id) = self.time_wait.pop_front() {
-            if self.conns.named(id).is_some_and(|conn| !conn.facts.contains(Facts::HELD)) {
-                self.remove_conn(id.number);
-                return true;
+        for _ in 0..self.time_wait.len() {
+            let Some(id) = self.time_wait.pop_front() else { break };
+            match self.conns.named(id) {
+                Some(conn) if conn.facts.contains(Facts::HELD) => self.time_wait.push_back(id),
+                Some(_) => {
+                    self.remove_conn(id.number);
+                    return true;
+                }
+                None => {}
             }
         }
         false

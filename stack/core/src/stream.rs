@@ -1,6 +1,7 @@
 //! TCP sockets as the application sees them.
 
-use std::future::poll_fn;
+use std::collections::VecDeque;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddrV4;
 use std::ops::Range;
@@ -14,7 +15,7 @@ use millstream_tcp::{ConnectionError, State as TcpState, TcpInfo};
 use crate::conn::{Conn, ConnId, Facts, NONE};
 use crate::splice::SendFileError;
 use crate::stack::{ConnectError, Stack};
-use crate::state::{State, env};
+use crate::state::env;
 
 /// Takes the connections that peers open on a port.
 pub struct TcpListener {
@@ -79,8 +80,8 @@ impl TcpStream {
     ///
     /// # Errors
     /// How the connection ended, if not in good order.
-    pub async fn read(&self, out: &mut [u8]) -> io::Result<usize> {
-        poll_fn(|cx| self.poll_read(cx, out)).await
+    pub fn read(&self, out: &mut [u8]) -> impl Future<Output = io::Result<usize>> {
+        poll_fn(|cx| self.poll_read(cx, out))
     }
 
     /// The polled form of [`Self::read`].
@@ -95,7 +96,7 @@ impl TcpStream {
         let count = conn.tcb.recv_into(&mut env!(state), out);
         if count > 0 {
             state.metrics.copied_api_bytes += count as u64;
-            after_recv(state, self.id.number);
+            after_recv(conn, &mut state.output, self.id.number);
             return Poll::Ready(Ok(count));
         }
         wait_to_read(conn, cx, 0)
@@ -106,8 +107,8 @@ impl TcpStream {
     ///
     /// # Errors
     /// How the connection ended, if not in good order.
-    pub async fn read_buf(&self) -> io::Result<Option<IoBuf>> {
-        poll_fn(|cx| self.poll_read_buf(cx)).await
+    pub fn read_buf(&self) -> impl Future<Output = io::Result<Option<IoBuf>>> {
+        poll_fn(|cx| self.poll_read_buf(cx))
     }
 
     /// The polled form of [`Self::read_buf`].
@@ -117,7 +118,7 @@ impl TcpStream {
         let state = &mut *state;
         let Some(conn) = state.conns.named_mut(self.id) else { return gone() };
         if let Some(buf) = conn.tcb.recv(&mut env!(state)) {
-            after_recv(state, self.id.number);
+            after_recv(conn, &mut state.output, self.id.number);
             return Poll::Ready(Ok(Some(buf)));
         }
         wait_to_read(conn, cx, None)
@@ -128,8 +129,8 @@ impl TcpStream {
     ///
     /// # Errors
     /// How the connection ended, or `BrokenPipe` after [`Self::shutdown`].
-    pub async fn write(&self, data: &[u8]) -> io::Result<usize> {
-        poll_fn(|cx| self.poll_write(cx, data)).await
+    pub fn write(&self, data: &[u8]) -> impl Future<Output = io::Result<usize>> {
+        poll_fn(|cx| self.poll_write(cx, data))
     }
 
     /// Copies all of `data` into the send queue.
@@ -172,14 +173,14 @@ impl TcpStream {
                 }
                 state.metrics.copied_api_bytes += count as u64;
                 if count > 0 {
-                    state.settle(self.id.number);
+                    conn.schedule_output(&mut state.output, self.id.number);
                     return Poll::Ready(Ok(count));
                 }
             }
             Err(error) => return Poll::Ready(Err(error)),
         }
         // No buffer or no slice is free in the whole shard.
-        state.splices.parked.push_back(self.id);
+        conn.park(&mut state.splices.parked, self.id.number);
         wait_to_write(conn, cx)
     }
 
@@ -212,11 +213,11 @@ impl TcpStream {
         }
         let count = slice.len().min(room);
         if conn.tcb.send(&mut env!(state), slice.slice(0..count)).is_err() {
-            state.splices.parked.push_back(self.id);
+            conn.park(&mut state.splices.parked, self.id.number);
             return wait_to_write(conn, cx);
         }
         slice.advance(count);
-        state.settle(self.id.number);
+        conn.schedule_output(&mut state.output, self.id.number);
         Poll::Ready(Ok(()))
     }
 
@@ -241,22 +242,31 @@ impl TcpStream {
                     other => other,
                 });
             }
-            if let Some(conn) = state.conns.named_mut(self.id) {
-                register_writer(conn, cx);
-            }
+            state.splice_wake(waiting.number, cx.waker());
             Poll::Pending
         })
         .await
     }
 
-    /// Ends our direction: the peer sees the end of the stream after all that was written.
+    /// Ends our direction: the peer sees the end of the stream after all that was written, a file
+    /// that is being sent included.
     pub fn shutdown(&self) {
         let mut state = self.stack.state();
         let state = &mut *state;
         if let Some(conn) = state.conns.named_mut(self.id) {
+            if conn.splice != NONE {
+                conn.facts.insert(Facts::SHUTDOWN_AFTER_FILE);
+                return;
+            }
             conn.tcb.close(&mut env!(state));
             state.settle(self.id.number);
         }
+    }
+
+    /// Stream bytes that the peer has acknowledged since the connection was opened: what a watchdog
+    /// over a slow peer looks at.
+    pub fn acked_total(&self) -> u64 {
+        self.stack.state().conns.named(self.id).map_or(0, |conn| conn.tcb.acked_total())
     }
 
     /// Ends the connection at once with a reset; what was not sent is lost.
@@ -295,8 +305,12 @@ impl TcpStream {
 
     /// Send small segments at once (no Nagle algorithm, RFC 9293 section 3.7.4).
     pub fn set_nodelay(&self, nodelay: bool) {
-        if let Some(conn) = self.stack.state().conns.named_mut(self.id) {
+        let mut state = self.stack.state();
+        let state = &mut *state;
+        if let Some(conn) = state.conns.named_mut(self.id) {
             conn.tcb.set_nodelay(nodelay);
+            // What was held back may go now.
+            conn.schedule_output(&mut state.output, self.id.number);
         }
     }
 
@@ -405,6 +419,7 @@ fn gone<T>() -> Poll<io::Result<T>> {
     Poll::Ready(Err(io::ErrorKind::NotConnected.into()))
 }
 
+#[cold]
 fn to_io(error: ConnectionError) -> io::Error {
     let kind = match error {
         ConnectionError::Reset => io::ErrorKind::ConnectionReset,
@@ -417,9 +432,9 @@ fn to_io(error: ConnectionError) -> io::Error {
 
 /// Reading may have opened the window enough to tell the peer.
 #[inline]
-fn after_recv(state: &mut State, number: u32) {
-    if state.conns.get(number).is_some_and(|conn| conn.tcb.wants_transmit()) {
-        state.schedule_output(number);
+fn after_recv(conn: &mut Conn, output: &mut VecDeque<u32>, number: u32) {
+    if conn.tcb.wants_transmit() {
+        conn.schedule_output(output, number);
     }
 }
 

@@ -150,13 +150,9 @@ impl State {
         if data.is_empty() {
             return Some(None);
         }
-        let mut slice = self.staging.put(data)?;
-        if slice.len() < data.len() {
-            // It straddled the end of the staging buffer; a fresh one holds it whole.
-            slice = self.staging.put(data)?;
-        }
+        let slice = self.staging.put_whole(data)?;
         self.metrics.copied_api_bytes += data.len() as u64;
-        (slice.len() == data.len()).then_some(Some(slice))
+        Some(Some(slice))
     }
 }
 

@@ -74,10 +74,11 @@ impl World {
         // Lost final segments may leave either side in TIME_WAIT or retrying; both end.
         let (client, server) = (self.client.0.stack().clone(), self.server.0.stack().clone());
         self.run_until(context, || client.connections() + server.connections() == 0);
-        for stack in [&client, &server] {
+        // The client's staging cursor may hold a block: it writes much at a time.
+        for (stack, staged) in [(&client, 1), (&server, 0)] {
             let stats = stack.arena_stats();
             assert!(stats.frames.0 - stats.frames.1 <= 1, "frames are missing: {context:?}");
-            assert!(stats.blocks.0 - stats.blocks.1 <= 1, "blocks are missing: {context:?}");
+            assert!(stats.blocks.0 - stats.blocks.1 <= staged, "blocks are missing: {context:?}");
             assert_eq!(stack.rx_metrics().unaccounted(), 0, "{context:?}");
         }
     }

@@ -173,6 +173,13 @@ pub trait Link {
         true
     }
 
+    /// Buffers for receiving that are free, and how many there are in all; `None` if the link has no
+    /// bound of its own. When they run low the stack copies what it must keep, so that what nobody
+    /// reads cannot stop the link. May be slow: ask now and then.
+    fn rx_buffers(&self) -> Option<(usize, usize)> {
+        None
+    }
+
     /// Counters since start.
     fn stats(&self) -> LinkStats;
 }
@@ -195,6 +202,9 @@ impl<L: Link + ?Sized> Link for Box<L> {
     }
     fn is_up(&self) -> bool {
         (**self).is_up()
+    }
+    fn rx_buffers(&self) -> Option<(usize, usize)> {
+        (**self).rx_buffers()
     }
     fn stats(&self) -> LinkStats {
         (**self).stats()

@@ -8,7 +8,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-use millstream_buf::{Arena, ArenaConfig, ArenaError, HugePages, IoBuf, SizeClass};
+use millstream_buf::{Arena, ArenaConfig, ArenaError, HugePages, IoBuf, SizeClass, copy_short};
 
 use crate::{Capabilities, Link, LinkStats, RxBurst, RxChecksum, RxFrame, TxError, TxFrame};
 
@@ -105,10 +105,10 @@ impl Link for MemLink {
         let mut outbound = self.outbound.borrow_mut();
         let mut slot = self.arena.alloc(SizeClass::Frame).ok_or(TxError::Full)?;
         let mut end = frame.header.len();
-        slot.get_mut(..end).ok_or(TxError::TooLong)?.copy_from_slice(frame.header);
+        copy_short(slot.get_mut(..end).ok_or(TxError::TooLong)?, frame.header);
         for slice in frame.payload {
             let next = end + slice.len();
-            slot.get_mut(end..next).ok_or(TxError::TooLong)?.copy_from_slice(slice);
+            copy_short(slot.get_mut(end..next).ok_or(TxError::TooLong)?, slice);
             end = next;
         }
         self.stats.tx_frames += 1;

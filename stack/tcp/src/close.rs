@@ -29,7 +29,17 @@ impl Tcb {
             _ => return,
         }
         self.facts.remove(Facts::MORE | Facts::CORK);
+        self.become_orphan(env);
         self.arm_persist_if_stalled(env);
+    }
+
+    /// Once retransmission decides how long the connection lasts, keep-alive has nothing to do: its
+    /// timer is that of orphans.
+    fn become_orphan(&mut self, env: &Env<'_>) {
+        if self.is_orphan() {
+            self.idle_at = Instant::FAR_FUTURE;
+            self.bound_orphan(env);
+        }
     }
 
     fn begin_close(&mut self, state: State) {
@@ -39,8 +49,10 @@ impl Tcb {
 
     /// Says that nobody will read any more. What is unread is lost, and if there is any, or if more
     /// comes, the peer is told by a reset (RFC 9293 section 3.6.1, RFC 2525 section 2.17). FIN-WAIT-2
-    /// is bounded in time from now on.
+    /// is bounded in time from now on, and, once this side has closed, so is a closed window of the
+    /// peer.
     pub fn detach(&mut self, env: &mut Env<'_>) {
+        let detached = self.facts.contains(Facts::DETACHED);
         self.facts.insert(Facts::DETACHED);
         if self.receive_queue.bytes > 0 && self.state != State::Closed {
             self.abort(env);
@@ -48,6 +60,9 @@ impl Tcb {
         }
         if self.state == State::FinWait2 {
             self.idle_at = env.now.plus_micros(env.config.fin_wait_2_us);
+        }
+        if !detached {
+            self.become_orphan(env);
         }
     }
 

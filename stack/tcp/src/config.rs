@@ -24,7 +24,7 @@ pub struct Config {
     /// Bytes that a connection buffers for its application, at most 2^30. Sets the window scale.
     pub recv_buffer_bytes: u32,
     /// Slices that a connection holds for its application, in order or not. Each pins a frame, so
-    /// this bounds what a peer can pin with tiny segments.
+    /// this bounds what a peer can pin with tiny segments. An eighth is kept for those in order.
     pub recv_slices_max: u16,
     /// Separate ranges that reassembly keeps.
     pub reassembly_ranges_max: u16,
@@ -54,7 +54,8 @@ pub struct Config {
     /// Length of TIME-WAIT in microseconds.
     pub time_wait_us: u64,
     /// How long FIN-WAIT-2 may last once the application has let go of the connection, in
-    /// microseconds.
+    /// microseconds; and, without [`Self::user_timeout_us`], how long a peer may then keep its
+    /// window closed.
     pub fin_wait_2_us: u64,
     /// How long less than a segment waits for window or for the rest of what is corked, in
     /// microseconds (the override time-out of RFC 9293 section 3.8.6.2.1).

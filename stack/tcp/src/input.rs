@@ -419,6 +419,10 @@ impl Tcb {
                 self.congestion.on_ack(&mut self.window, acked, u32::from(self.mss));
             }
             self.facts.remove(Facts::SOFT_ERROR);
+            if self.is_orphan() {
+                // Progress: what is left of the connection's time starts anew.
+                self.idle_at = Instant::FAR_FUTURE;
+            }
             if data > 0 {
                 *events |= Events::ACKED | Events::WRITABLE;
             }
@@ -436,6 +440,7 @@ impl Tcb {
                 self.backoff = 0;
                 self.retransmit_at = Instant::FAR_FUTURE;
             }
+            self.bound_orphan(env);
         }
         true
     }
@@ -532,40 +537,76 @@ impl Tcb {
 
     /// Data inside the window.
     fn accept(&mut self, env: &mut Env<'_>, seq: SeqNumber, payload: IoBuf, len: u32) -> Events {
-        let in_order = seq == self.rcv_nxt;
-        let slices_max = u32::from(env.config.recv_slices_max);
-        if in_order && self.reassembly.is_empty() {
-            if !self.has_slice_left(env) {
-                env.stats.receive_bound_drops += 1;
-                return Events::empty();
-            }
-            if !self.receive_queue.push(env.slices, payload, seq) {
-                env.stats.slab_full_drops += 1;
-                return Events::empty();
-            }
-            self.rcv_nxt += len;
-            env.stats.bytes_in += u64::from(len);
-            self.schedule_ack(env, len);
-            return Events::READABLE;
+        if seq == self.rcv_nxt {
+            return self.accept_in_order(env, payload);
         }
-        // RFC 5681 section 4.2: out of order, or filling a gap: an ACK at once.
+        // RFC 5681 section 4.2: out of order: an ACK at once.
         self.facts.insert(Facts::TX_ACK);
-        let slices_max = slices_max.saturating_sub(self.receive_queue.slices);
-        // What fills the first gap always finds a range, so it cannot be locked out by others.
-        let ranges_max = env.config.reassembly_ranges_max.saturating_add(u16::from(in_order));
+        // The rest is for what is in order, so that a gap can be filled without loss of what is
+        // behind it.
+        let slices_max = u32::from(env.config.recv_slices_max);
+        let slices_max = (slices_max - slices_max / 8).saturating_sub(self.receive_queue.slices);
+        let ranges_max = env.config.reassembly_ranges_max;
         match self.reassembly.insert(env.slices, seq, &payload, slices_max, ranges_max) {
-            Inserted::Kept if !in_order => env.stats.out_of_order += 1,
-            Inserted::Kept => {}
+            Inserted::Kept => env.stats.out_of_order += 1,
             Inserted::Duplicate => self.note_duplicate(seq, seq + len),
             Inserted::Bound => env.stats.receive_bound_drops += 1,
             Inserted::SlabFull => env.stats.slab_full_drops += 1,
         }
-        let next = self.reassembly.deliver(env.slices, &mut self.receive_queue, self.rcv_nxt);
-        let delivered = next.bytes_since(self.rcv_nxt);
-        self.rcv_nxt = next;
-        env.stats.bytes_in += u64::from(delivered);
         self.facts.set(Facts::OUT_OF_ORDER, !self.reassembly.is_empty());
-        if delivered != 0 { Events::READABLE } else { Events::empty() }
+        Events::empty()
+    }
+
+    /// Data from the next number wanted on. What came ahead of order never keeps it out.
+    fn accept_in_order(&mut self, env: &mut Env<'_>, mut payload: IoBuf) -> Events {
+        let first = self.rcv_nxt;
+        let gap = !self.reassembly.is_empty();
+        while !payload.is_empty() {
+            let until = self.reassembly.first(env.slices);
+            let fits = until.map_or(usize::MAX, |until| until.bytes_since(self.rcv_nxt) as usize);
+            let piece = payload.split_to(payload.len().min(fits));
+            let len = piece.len() as u32;
+            if !self.receive_queue.join(env.slices, &piece) {
+                if !self.make_room(env) {
+                    break;
+                }
+                self.receive_queue.push(env.slices, piece, self.rcv_nxt);
+            }
+            let piece_end = self.rcv_nxt + len;
+            self.rcv_nxt = self.reassembly.deliver(env.slices, &mut self.receive_queue, piece_end);
+            let known = self.rcv_nxt.bytes_since(piece_end) as usize;
+            payload.advance(known.min(payload.len()));
+        }
+        self.facts.set(Facts::OUT_OF_ORDER, !self.reassembly.is_empty());
+        let len = self.rcv_nxt.bytes_since(first);
+        if gap {
+            // RFC 5681 section 4.2: it fills a gap, or a part of one: an ACK at once.
+            self.facts.insert(Facts::TX_ACK);
+        } else if len != 0 {
+            self.schedule_ack(env, len);
+        }
+        env.stats.bytes_in += u64::from(len);
+        if len != 0 { Events::READABLE } else { Events::empty() }
+    }
+
+    /// Sees to it that a slice in order can be queued, at the cost of what is ahead of order.
+    fn make_room(&mut self, env: &mut Env<'_>) -> bool {
+        let slices_max = u32::from(env.config.recv_slices_max);
+        if !self.has_slice_left(env) {
+            env.stats.receive_bound_drops += 1;
+            return false;
+        }
+        while self.receive_queue.slices + self.reassembly.slices >= slices_max
+            || env.slices.is_full()
+        {
+            let freed = self.reassembly.renege(env.slices);
+            if freed == 0 {
+                env.stats.slab_full_drops += 1;
+                return false;
+            }
+            env.stats.reneged_drops += u64::from(freed);
+        }
+        true
     }
 
     /// To be reported with the next ACK (RFC 2883).

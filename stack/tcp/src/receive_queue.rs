@@ -1,6 +1,6 @@
 //! What has arrived: in order, and ahead of order.
 
-use millstream_buf::IoBuf;
+use millstream_buf::{IoBuf, copy_short};
 use millstream_wire::tcp::{SackBlocks, SeqNumber};
 
 use crate::slab::{NIL, SliceSlab};
@@ -22,12 +22,27 @@ impl ReceiveQueue {
     /// Adds a slice; `false` if the slab is full.
     #[inline]
     pub(crate) fn push(&mut self, slab: &mut SliceSlab, buf: IoBuf, seq: SeqNumber) -> bool {
+        if self.tail != NIL && self.join(slab, &buf) {
+            return true;
+        }
         let len = buf.len() as u32;
         let Ok(index) = slab.insert(buf, seq) else { return false };
         self.link(slab, index, index);
         self.bytes += len;
         self.slices += 1;
         true
+    }
+
+    /// Makes one slice of the last one and `buf` if that lies right behind it in the same buffer,
+    /// as small segments do that were copied into a shared one.
+    #[inline]
+    pub(crate) fn join(&mut self, slab: &mut SliceSlab, buf: &IoBuf) -> bool {
+        let tail = slab.get_mut(self.tail).and_then(|tail| tail.buf.as_mut());
+        let joined = tail.is_some_and(|last| last.try_join(buf));
+        if joined {
+            self.bytes += buf.len() as u32;
+        }
+        joined
     }
 
     #[inline]
@@ -57,7 +72,23 @@ impl ReceiveQueue {
     }
 
     /// Copies bytes out; returns how many.
+    #[inline]
     pub(crate) fn read(&mut self, slab: &mut SliceSlab, out: &mut [u8]) -> usize {
+        if self.bytes == 0 {
+            return 0;
+        }
+        // One slice that is taken whole is what an exchange of messages has.
+        if self.slices == 1
+            && let Some(out) = out.get_mut(..self.bytes as usize)
+            && let Some(buf) = self.pop(slab)
+        {
+            copy_short(out, &buf);
+            return out.len();
+        }
+        self.read_slices(slab, out)
+    }
+
+    fn read_slices(&mut self, slab: &mut SliceSlab, out: &mut [u8]) -> usize {
         let mut count = 0;
         while count < out.len() {
             let Some(buf) = slab.get_mut(self.head).and_then(|node| node.buf.as_mut()) else {
@@ -92,7 +123,8 @@ pub(crate) enum Inserted {
     Duplicate,
     /// A bound of the connection was met; what went before it is kept.
     Bound,
-    /// The slab is full; what went before it is kept.
+    /// The slab is full, or what is ahead of order has its share of it; what went before it is
+    /// kept.
     SlabFull,
 }
 
@@ -153,9 +185,11 @@ impl Reassembly {
                 let piece_end = slab.get(next).map_or(end, |next| end.min(next.seq));
                 if piece_end.gt(range_end) {
                     let piece = slice(buf, start, range_end, piece_end);
-                    match self.new_node(slab, piece, range_end, slices_max) {
-                        Ok(node) => self.append(slab, current, node, piece_end),
-                        Err(refused) => return refused,
+                    if !join_tail(slab, current, &piece, piece_end) {
+                        match self.new_node(slab, piece, range_end, slices_max) {
+                            Ok(node) => append(slab, current, node, piece_end),
+                            Err(refused) => return refused,
+                        }
                     }
                     result = Inserted::Kept;
                 }
@@ -192,19 +226,9 @@ impl Reassembly {
         if self.slices >= slices_max {
             return Err(Inserted::Bound);
         }
-        let node = slab.insert(piece, seq).map_err(|_| Inserted::SlabFull)?;
+        let node = slab.insert_ahead(piece, seq).map_err(|_| Inserted::SlabFull)?;
         self.slices += 1;
         Ok(node)
-    }
-
-    fn append(&mut self, slab: &mut SliceSlab, range: u32, node: u32, end: SeqNumber) {
-        let Some(head) = slab.get_mut(range) else { return };
-        let tail = std::mem::replace(&mut head.range_tail, node);
-        head.range_end = end;
-        head.range_nodes += 1;
-        if let Some(tail) = slab.get_mut(tail) {
-            tail.next = node;
-        }
     }
 
     fn new_range(
@@ -243,16 +267,69 @@ impl Reassembly {
         else {
             return;
         };
+        let joined = slab.join(tail, next);
+        let behind = joined.unwrap_or(next);
         if let Some(tail) = slab.get_mut(tail) {
-            tail.next = next;
+            tail.next = behind;
         }
         if let Some(head) = slab.get_mut(range) {
             head.range_end = next_end;
-            head.range_tail = next_tail;
+            head.range_tail = if behind == NIL { tail } else { next_tail };
             head.range_next = next_next;
-            head.range_nodes += next_nodes;
+            head.range_nodes += next_nodes - u32::from(joined.is_some());
+        }
+        if joined.is_some() {
+            slab.no_longer_ahead(1);
+            self.slices -= 1;
         }
         self.ranges -= 1;
+    }
+
+    /// Number of the first byte that is ahead of order.
+    pub(crate) fn first(&self, slab: &SliceSlab) -> Option<SeqNumber> {
+        slab.get(self.head).map(|range| range.seq)
+    }
+
+    /// Lets go of the upper half of the highest range, to make room for what is in order: the peer
+    /// must be ready to send again even what it was told is here (RFC 2018 section 8). Returns how
+    /// many slices that frees, 0 if there are none.
+    #[cold]
+    pub(crate) fn renege(&mut self, slab: &mut SliceSlab) -> u32 {
+        let (mut previous, mut last) = (NIL, self.head);
+        let nodes = loop {
+            let Some(range) = slab.get(last) else { return 0 };
+            if range.range_next == NIL {
+                break range.range_nodes;
+            }
+            (previous, last) = (last, range.range_next);
+        };
+        let kept = nodes / 2;
+        if kept == 0 {
+            match slab.get_mut(previous) {
+                Some(previous) => previous.range_next = NIL,
+                None => self.head = NIL,
+            }
+            self.ranges -= 1;
+            slab.remove_list(last);
+        } else {
+            // Half of it, so that each slice is walked over about once in its life.
+            let mut tail = last;
+            for _ in 1..kept {
+                tail = slab.get(tail).map_or(NIL, |node| node.next);
+            }
+            let cut = slab.get_mut(tail).map_or(NIL, |tail| std::mem::replace(&mut tail.next, NIL));
+            let end = slab.get(cut).map(|node| node.seq);
+            if let (Some(range), Some(end)) = (slab.get_mut(last), end) {
+                range.range_end = end;
+                range.range_tail = tail;
+                range.range_nodes = kept;
+            }
+            slab.remove_list(cut);
+        }
+        let freed = nodes - kept;
+        self.slices -= freed;
+        slab.no_longer_ahead(freed);
+        freed
     }
 
     /// If the first range begins at `rcv_nxt`, moves it to `queue`. Returns the next number wanted.
@@ -267,12 +344,17 @@ impl Reassembly {
         };
         let (head, end, tail) = (self.head, range.range_end, range.range_tail);
         let (next, nodes) = (range.range_next, range.range_nodes);
-        queue.link(slab, head, tail);
-        queue.bytes += end.bytes_since(rcv_nxt);
-        queue.slices += nodes;
+        slab.no_longer_ahead(nodes);
         self.head = next;
         self.slices -= nodes;
         self.ranges -= 1;
+        let joined = slab.join(queue.tail, head);
+        let first = joined.unwrap_or(head);
+        if first != NIL {
+            queue.link(slab, first, tail);
+        }
+        queue.bytes += end.bytes_since(rcv_nxt);
+        queue.slices += nodes - u32::from(joined.is_some());
         end
     }
 
@@ -308,7 +390,29 @@ impl Reassembly {
             slab.remove_list(range);
             range = next;
         }
+        slab.no_longer_ahead(self.slices);
         *self = Self::EMPTY;
+    }
+}
+
+/// Grows the last slice of a range by `piece`, if that lies right behind it in the same buffer.
+fn join_tail(slab: &mut SliceSlab, range: u32, piece: &IoBuf, end: SeqNumber) -> bool {
+    let tail = slab.get(range).map_or(NIL, |head| head.range_tail);
+    let tail = slab.get_mut(tail).and_then(|tail| tail.buf.as_mut());
+    let joined = tail.is_some_and(|last| last.try_join(piece));
+    if joined && let Some(head) = slab.get_mut(range) {
+        head.range_end = end;
+    }
+    joined
+}
+
+fn append(slab: &mut SliceSlab, range: u32, node: u32, end: SeqNumber) {
+    let Some(head) = slab.get_mut(range) else { return };
+    let tail = std::mem::replace(&mut head.range_tail, node);
+    head.range_end = end;
+    head.range_nodes += 1;
+    if let Some(tail) = slab.get_mut(tail) {
+        tail.next = node;
     }
 }
 
@@ -328,7 +432,7 @@ mod tests {
 
     #[test]
     fn blocks_come_youngest_first() {
-        let mut slab = SliceSlab::with_capacity(10);
+        let mut slab = SliceSlab::with_capacity(40);
         let mut reassembly = Reassembly::EMPTY;
         for at in [30, 10, 50, 70, 90] {
             assert_eq!(insert(&mut reassembly, &mut slab, at, 5), Inserted::Kept);
@@ -346,7 +450,7 @@ mod tests {
 
     #[test]
     fn bounds_hold() {
-        let mut slab = SliceSlab::with_capacity(10);
+        let mut slab = SliceSlab::with_capacity(40);
         let mut reassembly = Reassembly::EMPTY;
         let buf = IoBuf::from(vec![0; 5]);
         for at in [10, 20] {
@@ -357,13 +461,32 @@ mod tests {
         assert_eq!(reassembly.insert(&mut slab, SeqNumber(25), &buf, 3, 2), Inserted::Bound);
     }
 
+    #[test]
+    fn neighbours_in_order_become_one() {
+        let mut slab = SliceSlab::with_capacity(4);
+        let mut queue = ReceiveQueue::EMPTY;
+        let all = IoBuf::from((0..100).collect::<Vec<u8>>());
+        for at in 0..9 {
+            assert!(queue.push(&mut slab, all.slice(at * 10..at * 10 + 10), SeqNumber(0)));
+        }
+        assert_eq!((queue.slices, queue.bytes, slab.used()), (1, 90, 1));
+        assert_eq!(&*queue.pop(&mut slab).unwrap(), &all[..90]);
+        assert!(queue.push(&mut slab, all.slice(90..100), SeqNumber(0)));
+        assert_eq!((queue.slices, queue.bytes, slab.used()), (1, 10, 1));
+    }
+
     proptest! {
         /// Whatever order and overlap segments come in, what is delivered is the stream, and no
         /// node is lost.
         #[test]
-        fn any_order_gives_the_stream(segments in prop::collection::vec((0u32..300, 1u32..60), 1..60)) {
+        fn any_order_gives_the_stream(
+            segments in prop::collection::vec((0u32..300, 1u32..60), 1..60),
+            shared in any::<bool>(),
+            reneges in any::<bool>(),
+        ) {
             let base = u32::MAX - 150;
-            let mut slab = SliceSlab::with_capacity(1000);
+            let all = IoBuf::from((0..400u32).map(|seq| (seq % 251) as u8).collect::<Vec<u8>>());
+            let mut slab = SliceSlab::with_capacity(4000);
             let mut reassembly = Reassembly::EMPTY;
             let mut queue = ReceiveQueue::EMPTY;
             let mut have = [false; 400];
@@ -372,12 +495,25 @@ mod tests {
                 let delivered = next.bytes_since(SeqNumber(base));
                 let (from, to) = (at.max(delivered), at + len);
                 if from < to {
-                    let bytes: Vec<u8> = (from..to).map(|seq| (seq % 251) as u8).collect();
+                    let bytes = all.slice(from as usize..to as usize);
+                    // In one buffer neighbours become one slice, in two they do not.
+                    let bytes = if shared { bytes } else { IoBuf::from(bytes.to_vec()) };
                     let new = (from..to).any(|seq| !have[seq as usize]);
-                    let result = reassembly.insert(&mut slab, SeqNumber(base) + from, &IoBuf::from(bytes), 1000, 1000);
+                    let result = reassembly.insert(&mut slab, SeqNumber(base) + from, &bytes, 1000, 1000);
                     prop_assert_eq!(result, if new { Inserted::Kept } else { Inserted::Duplicate });
                     have[from as usize..to as usize].fill(true);
                     next = reassembly.deliver(&mut slab, &mut queue, next);
+                }
+                if reneges && len % 8 == 0 {
+                    let before = (slab.used(), reassembly.is_empty());
+                    let freed = reassembly.renege(&mut slab);
+                    prop_assert_eq!((slab.used() + freed as usize, freed == 0), before);
+                    let mut kept = next;
+                    let mut current = reassembly.head;
+                    while let Some(range) = slab.get(current) {
+                        (kept, current) = (range.range_end, range.range_next);
+                    }
+                    have[kept.bytes_since(SeqNumber(base)) as usize..].fill(false);
                 }
                 let expected = have.iter().position(|have| !have).unwrap() as u32;
                 prop_assert_eq!(next.bytes_since(SeqNumber(base)), expected);
@@ -396,12 +532,15 @@ mod tests {
                 }
                 prop_assert!(have[seq as usize..].iter().all(|have| !have));
                 prop_assert_eq!((reassembly.ranges, reassembly.slices), (ranges, slices));
+                prop_assert_eq!(slab.ahead(), slices as usize);
+                prop_assert!(!shared || slices == u32::from(ranges));
             }
             let mut read = Vec::new();
             let slices = queue.slices;
             let mut popped = 0;
             while let Some(buf) = queue.pop(&mut slab) { read.extend_from_slice(&buf); popped += 1; }
             prop_assert_eq!(slices, popped);
+            prop_assert!(!shared || popped <= 1);
             prop_assert_eq!(queue.bytes, 0);
             let stream: Vec<u8> = (0..read.len()).map(|seq| (seq % 251) as u8).collect();
             prop_assert_eq!(read, stream);

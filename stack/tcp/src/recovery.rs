@@ -7,6 +7,12 @@ use crate::tcb::{Env, Facts, Tcb};
 const DUPLICATE_ACKS: u8 = 3;
 
 impl Tcb {
+    /// Numbers acknowledged since the connection was opened, the SYN's and the FIN's included. It
+    /// does not wrap, as sequence numbers do when nothing is lost for 2 GiB.
+    fn acked_numbers(&self) -> u64 {
+        1 + self.acked_total + u64::from(self.fin_acked())
+    }
+
     /// RFC 5681 section 3.2 and RFC 6582 section 3.2.
     pub(crate) fn on_duplicate_ack(&mut self, env: &mut Env<'_>) {
         env.stats.dup_acks_in += 1;
@@ -18,13 +24,13 @@ impl Tcb {
             return;
         }
         // After a time-out, duplicates of what was in flight then prove nothing.
-        if self.dup_acks != DUPLICATE_ACKS || !self.snd_una.gt(self.recover) {
+        if self.dup_acks != DUPLICATE_ACKS || self.acked_numbers() <= self.recover {
             return;
         }
         let flight = self.snd_max.bytes_since(self.snd_una);
         self.window.ssthresh = self.congestion.on_loss(&self.window, flight, mss);
         self.window.cwnd = (self.window.ssthresh + u32::from(DUPLICATE_ACKS) * mss).min(CWND_MAX);
-        self.recover = self.snd_max;
+        self.recover = self.acked_numbers() + u64::from(flight);
         self.facts.remove(Facts::TIMING);
         self.facts.insert(Facts::IN_RECOVERY | Facts::TX_FIRST);
         env.stats.fast_retransmits += 1;
@@ -33,7 +39,7 @@ impl Tcb {
     /// `acked` numbers were acknowledged in recovery.
     pub(crate) fn on_ack_in_recovery(&mut self, acked: u32) {
         let mss = u32::from(self.mss);
-        if self.snd_una.ge(self.recover) {
+        if self.acked_numbers() >= self.recover {
             // All that was out is there. The smaller one, so that no burst follows.
             let flight = self.snd_max.bytes_since(self.snd_una);
             self.window.cwnd = self.window.ssthresh.min(flight.max(mss) + mss);
@@ -58,7 +64,7 @@ impl Tcb {
         }
         let flight = self.snd_max.bytes_since(self.snd_una);
         self.congestion.on_timeout(&mut self.window, flight, u32::from(self.mss), first);
-        self.recover = self.snd_max;
+        self.recover = self.acked_numbers() + u64::from(flight);
         self.dup_acks = 0;
         self.facts.remove(Facts::IN_RECOVERY | Facts::TIMING | Facts::TX_FIRST);
         self.snd_nxt = self.snd_una;

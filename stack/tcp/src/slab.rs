@@ -33,12 +33,14 @@ impl Node {
 
 /// The nodes of all send queues, receive queues and reassembly lists of a shard, allocated once.
 ///
-/// When it is full, arriving data is dropped and counted, and sends are refused.
+/// When it is full, arriving data is dropped and counted, and sends are refused. What came ahead of
+/// order gets a quarter of it, so that peers that leave gaps cannot take it from all others.
 #[derive(Debug)]
 pub struct SliceSlab {
     nodes: Vec<Node>,
     free: u32,
     used: usize,
+    ahead: usize,
 }
 
 impl SliceSlab {
@@ -57,7 +59,7 @@ impl SliceSlab {
                 range_stamp: 0,
             })
             .collect();
-        Self { nodes, free: if capacity > 0 { 0 } else { NIL }, used: 0 }
+        Self { nodes, free: if capacity > 0 { 0 } else { NIL }, used: 0, ahead: 0 }
     }
 
     /// How many nodes it has.
@@ -68,6 +70,11 @@ impl SliceSlab {
     /// How many nodes hold a slice.
     pub fn used(&self) -> usize {
         self.used
+    }
+
+    /// How many nodes hold a slice that came ahead of order; at most a quarter of all.
+    pub fn ahead(&self) -> usize {
+        self.ahead
     }
 
     /// Whether every node holds a slice.
@@ -87,6 +94,30 @@ impl SliceSlab {
         node.seq = seq;
         node.next = NIL;
         Ok(index)
+    }
+
+    /// As [`Self::insert`], for a slice ahead of order: refused too if those have had their share.
+    pub(crate) fn insert_ahead(&mut self, buf: IoBuf, seq: SeqNumber) -> Result<u32, IoBuf> {
+        if self.ahead >= self.nodes.len() / 4 {
+            return Err(buf);
+        }
+        let index = self.insert(buf, seq)?;
+        self.ahead += 1;
+        Ok(index)
+    }
+
+    /// `count` nodes of [`Self::insert_ahead`] are free again, or hold what is now in order.
+    pub(crate) fn no_longer_ahead(&mut self, count: u32) {
+        debug_assert!(self.ahead >= count as usize);
+        self.ahead = self.ahead.saturating_sub(count as usize);
+    }
+
+    /// If the slice of `second` lies right behind that of `first` in the same buffer, makes one of
+    /// the two and frees `second`. Returns the node that was behind it.
+    pub(crate) fn join(&mut self, first: u32, second: u32) -> Option<u32> {
+        let next = self.get(second)?.buf.clone()?;
+        let joined = self.get_mut(first)?.buf.as_mut()?.try_join(&next);
+        joined.then(|| self.remove(second).1)
     }
 
     /// Frees a node; returns its slice and the node behind it.
@@ -137,5 +168,16 @@ mod tests {
         assert_eq!(slab.used(), 0);
         assert!(SliceSlab::with_capacity(0).is_full());
         assert_eq!(std::mem::size_of::<Node>(), 48);
+    }
+
+    #[test]
+    fn a_quarter_is_for_what_is_ahead() {
+        let mut slab = SliceSlab::with_capacity(8);
+        let insert = |slab: &mut SliceSlab| slab.insert_ahead(IoBuf::from(vec![1]), SeqNumber(0));
+        assert!(insert(&mut slab).is_ok() && insert(&mut slab).is_ok());
+        assert!(insert(&mut slab).is_err());
+        slab.no_longer_ahead(1);
+        assert!(insert(&mut slab).is_ok());
+        assert_eq!((slab.ahead(), slab.used()), (2, 3));
     }
 }

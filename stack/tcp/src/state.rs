@@ -101,7 +101,9 @@ bitflags::bitflags! {
         const REFUSED = 1 << 6;
         /// The peer stopped answering.
         const TIMED_OUT = 1 << 7;
-        /// Nothing more will happen. What is still readable may be read; then release the record.
+        /// Nothing more will happen. What is still readable may be read; then release the record,
+        /// but if `TRANSMIT` comes along not before [`Tcb::transmit`](crate::Tcb::transmit) has
+        /// given the reset that the peer is owed.
         const CLOSED = 1 << 8;
         /// [`Tcb::transmit`](crate::Tcb::transmit) has something to send now.
         const TRANSMIT = 1 << 9;

@@ -51,8 +51,10 @@ pub struct TcpStats {
     pub closed_drops: u64,
     /// Data for which the connection has no slice left.
     pub receive_bound_drops: u64,
-    /// Data for which the shard's slab has no slice left.
+    /// Data for which the shard's slab has no slice left, or none for data ahead of order.
     pub slab_full_drops: u64,
+    /// Slices ahead of order that made way for data in order (RFC 2018 section 8).
+    pub reneged_drops: u64,
     /// ICMP errors that were believed, and those that were only noted.
     pub icmp_hard: u64,
     pub icmp_soft: u64,

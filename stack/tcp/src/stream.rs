@@ -74,6 +74,7 @@ impl Tcb {
     }
 
     /// Copies out what has arrived in order; returns the number of bytes.
+    #[inline]
     pub fn recv_into(&mut self, env: &mut Env<'_>, out: &mut [u8]) -> usize {
         let count = self.receive_queue.read(env.slices, out);
         if count > 0 {
@@ -122,7 +123,8 @@ impl Tcb {
     #[inline]
     pub(crate) fn receive_room(&self, config: &crate::config::Config) -> u32 {
         let bytes = config.recv_buffer_bytes.min(1 << 30).saturating_sub(self.receive_queue.bytes);
-        let slices = u32::from(config.recv_slices_max).saturating_sub(self.receive_queue.slices);
+        let held = self.receive_queue.slices + self.reassembly.slices;
+        let slices = u32::from(config.recv_slices_max).saturating_sub(held);
         bytes.min(slices * u32::from(self.mss_limit)).min(0xffff << self.rcv_scale)
     }
 }

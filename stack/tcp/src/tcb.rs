@@ -182,10 +182,14 @@ pub struct Tcb {
     pub(crate) retries: u8,
     /// Keep-alive questions without an answer.
     pub(crate) keepalive_probes: u8,
-    /// Behind the highest number sent when recovery began (RFC 6582).
-    pub(crate) recover: SeqNumber,
+    /// The link's limit on segments, payload and options.
+    pub(crate) mss_limit: u16,
+    pub(crate) error: Option<ConnectionError>,
     pub(crate) congestion: Congestion,
-    /// Keep-alive, FIN-WAIT-2 or TIME-WAIT timer.
+    /// How many numbers will be acknowledged when all is that was sent before the last loss (RFC
+    /// 6582, "recover").
+    pub(crate) recover: u64,
+    /// Keep-alive, FIN-WAIT-2, TIME-WAIT or orphan timer.
     pub(crate) idle_at: Instant,
 
     // The rest is for what goes wrong, and for the beginning and the end.
@@ -201,15 +205,13 @@ pub struct Tcb {
     /// When the second began in which challenges are counted, in ticks.
     pub(crate) challenge_ticks: u32,
     pub(crate) retransmits: u32,
-    /// The link's limit on segments, payload and options.
-    pub(crate) mss_limit: u16,
     pub(crate) challenges: u8,
-    pub(crate) error: Option<ConnectionError>,
 }
 
 const _: () = assert!(std::mem::size_of::<Tcb>() <= 288);
 const _: () = assert!(std::mem::offset_of!(Tcb, retransmit_at) == 64);
 const _: () = assert!(std::mem::offset_of!(Tcb, rtt) == 128);
+const _: () = assert!(std::mem::offset_of!(Tcb, idle_at) < 192);
 
 /// What a connection looks like from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -305,7 +307,7 @@ impl Tcb {
             backoff: 0,
             retries: 0,
             keepalive_probes: 0,
-            recover: isn,
+            recover: 0,
             congestion: Congestion::NewReno(Default::default()),
             idle_at: Instant::FAR_FUTURE,
             reassembly: Reassembly::EMPTY,
@@ -350,10 +352,25 @@ impl Tcb {
             || (self.snd_nxt != self.snd_limit() && self.sendable() != 0)
     }
 
+    /// Whether there is nothing to send and nothing to find out about why: [`Tcb::transmit`] would
+    /// return `false` and change nothing.
+    #[inline]
+    pub fn all_sent(&self) -> bool {
+        !self.facts.intersects(Facts::TX_ANY | Facts::CWND_LIMITED)
+            && self.snd_nxt == self.snd_limit()
+    }
+
     /// Behind the last number that is to be sent, the FIN's included.
     #[inline]
     pub(crate) fn snd_limit(&self) -> SeqNumber {
         self.snd_end + u32::from(self.facts.contains(Facts::FIN_QUEUED))
+    }
+
+    /// Whether the application has let go of the connection, but not everything it sent is
+    /// acknowledged.
+    pub(crate) fn is_orphan(&self) -> bool {
+        self.facts.contains(Facts::DETACHED)
+            && matches!(self.state, State::FinWait1 | State::Closing | State::LastAck)
     }
 
     /// Whether this side's FIN is acknowledged.

@@ -70,10 +70,27 @@ impl Tcb {
     #[cold]
     fn arm_persist(&mut self, env: &Env<'_>) {
         self.facts.insert(Facts::PERSIST);
+        self.bound_orphan(env);
         if self.snd_wnd == 0 {
             self.arm_retransmit(env);
         } else {
             self.retransmit_at = env.now.plus_micros(u64::from(env.config.override_us));
+        }
+    }
+
+    /// A peer may keep its window closed as long as there is an application that may lose patience.
+    /// Once there is none, it gets so much time from one bit of progress to the next.
+    pub(crate) fn bound_orphan(&mut self, env: &Env<'_>) {
+        if self.is_orphan()
+            && self.facts.contains(Facts::PERSIST)
+            && self.idle_at == Instant::FAR_FUTURE
+        {
+            let config = env.config;
+            let bound_us = match config.user_timeout_us {
+                0 => config.fin_wait_2_us,
+                user_timeout_us => user_timeout_us,
+            };
+            self.idle_at = env.now.plus_micros(bound_us);
         }
     }
 
@@ -103,6 +120,7 @@ impl Tcb {
         if self.snd_wnd == 0 {
             // The peer took its window back while data was out: what follows are probes.
             self.facts.insert(Facts::PERSIST | Facts::TX_PROBE);
+            self.bound_orphan(env);
             env.stats.window_probes += 1;
         }
         self.arm_retransmit(env);
@@ -114,6 +132,7 @@ impl Tcb {
             self.facts.remove(Facts::PERSIST);
             return Events::empty();
         }
+        self.bound_orphan(env);
         if self.snd_wnd == 0 {
             if self.gives_up(env) {
                 return self.time_out(env);
@@ -149,12 +168,19 @@ impl Tcb {
         Events::TIMED_OUT | Events::CLOSED
     }
 
+    fn time_out_with_reset(&mut self, env: &mut Env<'_>) -> Events {
+        let events = self.time_out(env);
+        self.facts.insert(Facts::TX_RESET);
+        events
+    }
+
     /// Starts keep-alive, if it is wanted and the state is one for it.
     pub(crate) fn arm_keepalive(&mut self, env: &Env<'_>) {
         if matches!(
             self.state,
             State::Closed | State::SynSent | State::SynReceived | State::TimeWait
         ) || (self.state == State::FinWait2 && self.facts.contains(Facts::DETACHED))
+            || self.is_orphan()
         {
             return;
         }
@@ -172,6 +198,9 @@ impl Tcb {
         {
             self.finish(env, None);
             return Events::CLOSED;
+        }
+        if self.is_orphan() {
+            return self.time_out_with_reset(env);
         }
         if self.state == State::Closed || !self.facts.contains(Facts::KEEPALIVE) {
             return Events::empty();
@@ -192,10 +221,8 @@ impl Tcb {
             return Events::empty();
         }
         if self.keepalive_probes >= keepalive.probes {
-            let events = self.time_out(env);
             // It may be alive behind a broken path: let it know.
-            self.facts.insert(Facts::TX_RESET);
-            return events;
+            return self.time_out_with_reset(env);
         }
         self.keepalive_probes += 1;
         env.stats.keepalive_probes += 1;

@@ -64,6 +64,8 @@ impl Tcb {
         let end = seq + sent;
         if end == self.snd_end {
             out.flags = Flags::ACK.union(Flags::PSH);
+            // RFC 7661: without more to send the window is not what holds the sender back.
+            self.facts.remove(Facts::CWND_LIMITED);
         }
         env.stats.bytes_out += u64::from(sent);
         self.snd_nxt = end;
@@ -369,7 +371,10 @@ impl Tcb {
     fn transmit_special(&mut self, env: &mut Env<'_>, out: &mut Segment) -> bool {
         if self.facts.contains(Facts::TX_RESET) {
             self.facts.remove(Facts::TX_ANY);
-            self.fill(env, out, self.snd_max, Flags::RST | Flags::ACK);
+            // The peer takes only the very next number (RFC 5961 section 3.2). What was sent beyond
+            // its window, a probe as a rule, it has not taken.
+            let seq = self.snd_max.min(self.snd_una + self.snd_wnd).max(self.snd_nxt);
+            self.fill(env, out, seq, Flags::RST | Flags::ACK);
             env.stats.resets_out += 1;
             return true;
         }

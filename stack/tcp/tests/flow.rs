@@ -476,3 +476,35 @@ fn an_old_segment_beside_the_wrap_is_old() {
     assert_eq!(pair.ends[0].read, b"new");
     pair.release();
 }
+
+#[test]
+fn window_updates_are_no_duplicate_acks() {
+    let mut pair = Pair::connected(plain(), plain());
+    pair.filter = Some(Box::new(|_, _| false));
+    let now = pair.now;
+    pair.ends[0].send(now, &stream(5_000, 1));
+    pair.run_for(1_000);
+    let (theirs, ours) = (pair.ends[1].isn + 1, pair.ends[0].isn + 1);
+    for window in [20_000, 30_000, 40_000, 50_000] {
+        let update = Frame::make(theirs, ours, Flags::ACK, window, &[], &[]);
+        pair.ends[0].input(now, &update);
+    }
+    assert_eq!((pair.ends[0].stats.dup_acks_in, pair.ends[0].stats.fast_retransmits), (0, 0));
+    assert_eq!(pair.ends[0].info().snd_wnd_bytes, 50_000);
+    pair.release();
+}
+
+#[test]
+fn rounding_takes_nothing_back() {
+    let mut pair = pair();
+    pair.ends[1].reads = false;
+    pair.ends[0].with(pair.now, |tcb, _| tcb.set_nodelay(true));
+    for len in 1..120 {
+        let now = pair.now;
+        pair.ends[0].send(now, &vec![1; len]);
+        pair.run_for(60_000);
+    }
+    assert_eq!(pair.ends[1].shrunk_by, 0);
+    assert_eq!(pair.ends[1].tcb.as_ref().unwrap().readable_bytes(), 119 * 60);
+    pair.release();
+}

@@ -129,6 +129,13 @@ pub fn update_u32(checksum: u16, old: u32, new: u32) -> u16 {
     sum.finish()
 }
 
+/// Folds a plain total of numbers of up to 32 bits, each of one or two words of a header, to 16 bits.
+/// Totalling costs one addition a number, and 2^32 of them do not overflow.
+#[inline]
+pub fn fold_words(total: u64) -> u16 {
+    fold(total)
+}
+
 /// Folds to 16 bits with end-around carry: adding a word to itself turned by half leaves in the upper
 /// half the sum of both halves, the carry included.
 #[inline]
@@ -176,6 +183,7 @@ fn sum_words(bytes: &[u8]) -> u64 {
 
 /// Sums words of 32 bits into lanes of 64, of which the compiler makes vectors; no carry is lost
 /// below 16 GiB. Returns the sum and what is left, below 32 bytes.
+#[inline(never)]
 fn sum_vectors(bytes: &[u8]) -> (u64, &[u8]) {
     let (blocks, rest) = bytes.as_chunks::<32>();
     let mut lanes = [0u64; 8];
