@@ -12,6 +12,7 @@ use millstream::dpdk_port::{Device, EalConfig, MemifRole, PcapSink, PortConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::error::AppError;
+pub use sections::Huge;
 use sections::{
     DiskSection, DpdkSection, Driver, HttpSection, Ipv4Section, LimitsSection, LinkSection,
     MemorySection, Role, ShardSection, TcpSection,
@@ -69,6 +70,8 @@ impl Config {
             ("limits.splice_buffers", self.limits.splice_buffers),
             ("memory.frames", self.memory.frames),
             ("memory.blocks", self.memory.blocks),
+            ("link.mbufs", self.link.mbufs as usize),
+            ("dpdk.memory_mb", self.dpdk.memory_mb as usize),
             ("http.backlog", self.http.backlog),
             ("http.cache_entries", self.http.cache_entries),
         ];
@@ -124,7 +127,9 @@ impl Config {
                 rx_file: link.rx_file.clone().ok_or_else(|| missing("rx_file"))?,
                 tx: link.tx_file.clone().map_or(PcapSink::Discard, PcapSink::File),
             },
-            Driver::Pci => Device::Pci { address: link.pci.clone().ok_or_else(|| missing("pci"))? },
+            Driver::Pci => Device::Pci {
+                address: link.pci.as_ref().ok_or_else(|| missing("pci"))?.to_string(),
+            },
         })
     }
 
@@ -138,7 +143,7 @@ impl Config {
             Driver::Tap | Driver::AfPacket | Driver::AfXdp => link.iface.clone(),
             Driver::Memif => path(&link.socket),
             Driver::Pcap => path(&link.rx_file),
-            Driver::Pci => link.pci.clone(),
+            Driver::Pci => link.pci.as_ref().map(ToString::to_string),
             Driver::Ring | Driver::Null => None,
         }
         .unwrap_or_default()
@@ -150,7 +155,7 @@ impl Config {
             memory_mb: self.dpdk.memory_mb,
             huge_pages: self.dpdk.huge_pages.into(),
             allow: match (self.link.driver, &self.link.pci) {
-                (Driver::Pci, Some(address)) => vec![address.clone()],
+                (Driver::Pci, Some(address)) => vec![address.to_string()],
                 _ => Vec::new(),
             },
             cpus: self.shard.cpu.into_iter().collect(),

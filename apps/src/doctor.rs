@@ -8,6 +8,7 @@ use millstream::buf::{Arena, ArenaConfig, HugePages};
 use millstream::disk::{QueueKind, open_queue};
 
 use crate::error::AppError;
+use crate::output::say;
 
 /// Least limit of open files and of locked memory that a server is happy with.
 const OPEN_FILES_WANTED: u64 = 4096;
@@ -49,15 +50,15 @@ pub fn run() -> Result<(), AppError> {
         locked_memory(&read("/proc/self/limits")),
     ];
     for finding in &findings {
-        println!("{}", line(finding));
+        say(line(finding));
     }
     let warnings = findings.iter().filter(|finding| finding.mend.is_some()).count();
     match warnings {
-        0 => println!("nothing is missing"),
-        n => println!(
+        0 => say("nothing is missing"),
+        n => say(format_args!(
             "{n} of {} could be better; everything works without, but slower or with fewer drivers",
             findings.len()
-        ),
+        )),
     }
     Ok(())
 }

@@ -9,7 +9,9 @@ mod doctor;
 mod echo;
 mod error;
 mod logging;
+mod memory;
 mod node;
+mod output;
 mod serve;
 mod signals;
 
@@ -27,9 +29,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => serve::run(&args),
         Command::Echo(args) => echo::run(&args),
         Command::Doctor => doctor::run(),
-        Command::Bench(args) => {
-            bench::run(args).map_err(|error| AppError::Runtime(error.to_string()))
-        }
+        Command::Bench(args) => bench::run(args).map_err(AppError::from),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

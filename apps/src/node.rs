@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::io;
 use std::path::Path;
 
 use millstream::buf::{Arena, PageKind};
@@ -11,9 +12,11 @@ use millstream::dpdk_port::{Eal, Port, PortQueue};
 use millstream::http::FileServer;
 use millstream::link::{Link, LinkStats};
 use millstream::timer::TscClock;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::config::Config;
 use crate::error::AppError;
+use crate::memory;
 
 /// One shard over one DPDK port.
 pub struct Node {
@@ -21,6 +24,8 @@ pub struct Node {
     shard: Shard<PortQueue, TscClock>,
     idle: Idle,
     facts: Facts,
+    /// Where the process might run before DPDK pinned the shard.
+    affinity: CpuSet,
     _port: Port,
 }
 
@@ -63,6 +68,16 @@ impl Node {
     /// [`AppError`] with what is missing.
     pub fn open(config: &Config) -> Result<Self, AppError> {
         let device = config.device()?;
+        memory::check(config)?;
+        let affinity = affinity().map_err(AppError::runtime)?;
+        if let Some(cpu) = config.shard.cpu
+            && (cpu >= CpuSet::MAX_CPU || !affinity.is_set(cpu))
+        {
+            let cpus: Vec<_> = (0..CpuSet::MAX_CPU).filter(|&cpu| affinity.is_set(cpu)).collect();
+            return Err(AppError::runtime(format!(
+                "shard.cpu is {cpu}, but this process may run on {cpus:?} only: choose one of these"
+            )));
+        }
         let eal = Eal::init(&config.eal()).map_err(AppError::runtime)?;
         let mut port = Port::open(eal, &config.port(device)).map_err(AppError::runtime)?;
         let Some(queue) = port.take_queue(0) else {
@@ -71,8 +86,9 @@ impl Node {
         let mut link = queue.bind().map_err(AppError::runtime)?;
         let arena = Arena::new(&config.arena()).map_err(AppError::runtime)?;
         link.register(&arena).map_err(AppError::runtime)?;
-        let disk = open_queue(config.disk.queue.into(), &arena, config.disk.depth)
-            .map_err(AppError::runtime)?;
+        let disk =
+            unpinned(&affinity, || open_queue(config.disk.queue.into(), &arena, config.disk.depth))
+                .map_err(AppError::runtime)?;
         let facts = Facts {
             driver: link.capabilities().driver,
             device: config.device_name(),
@@ -80,7 +96,7 @@ impl Node {
             disk: disk.name(),
         };
         let shard = Shard::new(config.shard_config(), link, TscClock::new(), arena, disk);
-        Ok(Self { shard, idle: config.shard.idle.into(), facts, _port: port })
+        Ok(Self { shard, idle: config.shard.idle.into(), facts, affinity, _port: port })
     }
 
     /// The application's handle.
@@ -99,8 +115,10 @@ impl Node {
     /// # Errors
     /// [`AppError`] if no thread can be started.
     pub fn fill_queue(&self) -> Result<Box<dyn DiskQueue>, AppError> {
-        open_queue(QueueKind::Pread, &self.stack().arena(), FileServer::FILL_DEPTH)
-            .map_err(AppError::runtime)
+        unpinned(&self.affinity, || {
+            open_queue(QueueKind::Pread, &self.stack().arena(), FileServer::FILL_DEPTH)
+        })
+        .map_err(AppError::runtime)
     }
 
     /// Turns the loop until the future that `start` makes has ended.
@@ -122,4 +140,20 @@ impl Node {
         let output = self.shard.block_on(self.idle, future);
         (output, self.shard.link_stats())
     }
+}
+
+/// Where this thread may run.
+fn affinity() -> io::Result<CpuSet> {
+    Ok(sched_getaffinity(None)?)
+}
+
+/// Makes a disk queue with the affinity that the process was given. Worker threads and those of
+/// io_uring inherit their maker's: they must not wait for the CPU on which a pinned shard polls.
+fn unpinned<T>(given: &CpuSet, make: impl FnOnce() -> T) -> T {
+    let Ok(pinned) = affinity() else { return make() };
+    // Both sets are the kernel's own words; were they refused, only speed would suffer.
+    let _ = sched_setaffinity(None, given);
+    let made = make();
+    let _ = sched_setaffinity(None, &pinned);
+    made
 }

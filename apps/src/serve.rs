@@ -12,6 +12,7 @@ use crate::cli::ServeArgs;
 use crate::config::Config;
 use crate::error::AppError;
 use crate::node::Node;
+use crate::output::say;
 use crate::signals::Stop;
 
 /// How often the loop looks for a signal.
@@ -31,7 +32,7 @@ pub fn run(args: &ServeArgs) -> Result<(), AppError> {
     let stack = node.stack().clone();
     let listener = stack.listen(address, config.http.backlog).map_err(AppError::usage)?;
     let server = FileServer::new(&stack, root, node.fill_queue()?, config.http.server());
-    println!("serving {} on http://{address} | {}", args.root.display(), node.facts());
+    say(format_args!("serving {} on http://{address} | {}", args.root.display(), node.facts()));
 
     let drain = Duration::from_secs(config.http.drain_s);
     let drained = server.clone();
@@ -49,16 +50,16 @@ pub fn run(args: &ServeArgs) -> Result<(), AppError> {
         }
         // The last FINs and their acknowledgements.
         stack.sleep(LOOK_EVERY).await;
-        Ok(drained.connections())
+        Ok::<_, AppError>(drained.connections())
     });
-    let left: usize = outcome?;
+    let left = outcome?;
     if left > 0 {
         eprintln!(
             "millstream: {left} connections had not ended after {} s and were cut",
             drain.as_secs()
         );
     }
-    print!("{}", summary(&server, &stack, &link));
+    say(summary(&server, &stack, &link));
     Ok(())
 }
 
@@ -100,5 +101,6 @@ fn summary(server: &FileServer, stack: &Stack, link: &LinkStats) -> String {
     let other = shard.iter().filter(|(name, _)| name.starts_with("drop_"));
     let all = troubles.into_iter().chain(drops).chain(other).filter(|(_, count)| *count > 0);
     lines.extend(all.map(|(name, count)| (name, count.to_string())));
-    lines.iter().map(|(name, value)| format!("{name:<30}{value}\n")).collect()
+    let lines: Vec<_> = lines.iter().map(|(name, value)| format!("{name:<30}{value}")).collect();
+    lines.join("\n")
 }

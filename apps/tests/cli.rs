@@ -5,7 +5,9 @@ use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_millstream");
 
@@ -90,6 +92,16 @@ fn too_little_memory() {
         1,
     );
     assert!(line.contains("sysctl vm.nr_hugepages=1000000"), "{line}");
+    // 256 GiB and 1 TiB: more than any machine has left that runs tests.
+    for many in ["memory.blocks=16777216", "dpdk.memory_mb=1048576"] {
+        let line = complaint(serve("null.toml", &[many]).output().unwrap(), 1);
+        assert!(line.contains("MiB of memory are left"), "{line}");
+    }
+    for many in ["link.mbufs=4294967295", "dpdk.memory_mb=4294967295", "dpdk.memory_mb=0"] {
+        let (key, _) = many.split_once('=').unwrap();
+        let line = complaint(serve("null.toml", &[many]).output().unwrap(), 2);
+        assert!(line.contains(&format!("{key} is ")), "{line}");
+    }
 }
 
 #[test]
@@ -122,25 +134,112 @@ fn no_root() {
     assert!(line.contains("no permission to make a tap interface: run as root"), "{line}");
 }
 
-#[test]
-fn serving_ends_in_good_order_on_sigint() {
-    let mut child = serve("null.toml", &["http.port=8080"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+/// A child; killed when dropped.
+struct Running(Child);
+
+impl Running {
+    fn interrupt(&self) {
+        kill_process(Pid::from_child(&self.0), Signal::INT).unwrap();
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A server that has said that it is ready, what it will still say, and the line that it said.
+fn running(overrides: &[&str]) -> (Running, BufReader<ChildStdout>, String) {
+    let mut command = serve("null.toml", overrides);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = Running(child);
+    let mut stdout = BufReader::new(child.0.stdout.take().unwrap());
     let mut ready = String::new();
     stdout.read_line(&mut ready).unwrap();
+    assert!(ready.starts_with("serving "), "{ready}");
+    (child, stdout, ready)
+}
+
+#[test]
+fn serving_ends_in_good_order_on_sigint() {
+    let (mut child, mut stdout, ready) = running(&["http.port=8080"]);
     assert!(ready.contains("on http://198.18.0.2:8080 | net_null | "), "{ready}");
-    let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
-    assert!(kill.success());
-    let status = child.wait().unwrap();
+    child.interrupt();
+    let status = child.0.wait().unwrap();
     let mut rest = String::new();
     stdout.read_to_string(&mut rest).unwrap();
     assert_eq!(status.code(), Some(0), "{rest}");
     assert!(rest.starts_with("requests "), "{rest}");
     assert!(!rest.contains("drop_"), "{rest}");
+}
+
+#[test]
+fn a_closed_standard_output_is_no_fault() {
+    let (mut child, stdout, _) = running(&[]);
+    drop(stdout);
+    child.interrupt();
+    let status = child.0.wait().unwrap();
+    let mut stderr = String::new();
+    child.0.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+    assert_eq!((status.code(), stderr.as_str()), (Some(0), ""));
+}
+
+#[test]
+fn a_pinned_shard_keeps_its_workers_off_its_cpu() {
+    let own = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+    let all = cpus_of(&own);
+    let first = all.split([',', '-']).next().unwrap().to_owned();
+    let (child, ..) = running(&[&format!("shard.cpu={first}"), "disk.queue=pread"]);
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", child.0.id())).unwrap();
+    let (mut shards, mut workers) = (0, 0);
+    for task in tasks.map(|task| task.unwrap()) {
+        let status = std::fs::read_to_string(task.path().join("status")).unwrap();
+        if task.file_name().to_str() == Some(&child.0.id().to_string()) {
+            shards += 1;
+            assert_eq!(cpus_of(&status), first);
+        } else if status.starts_with("Name:\tmillstream-disk") {
+            workers += 1;
+            assert_eq!(cpus_of(&status), all, "{status}");
+        }
+    }
+    assert_eq!(shards, 1);
+    assert!(workers > 0, "the workers' name has changed");
+}
+
+/// The CPUs on which a thread may run, from its status in /proc.
+fn cpus_of(status: &str) -> String {
+    let line = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+    line.unwrap().trim().to_owned()
+}
+
+#[test]
+fn a_cpu_that_is_not_there() {
+    let line = complaint(serve("null.toml", &["shard.cpu=1023"]).output().unwrap(), 1);
+    assert!(line.starts_with("shard.cpu is 1023, but this process may run on "), "{line}");
+}
+
+#[test]
+fn a_card_is_named_by_its_address() {
+    for bad in ["net_null0", "0000:01:00", "0000:01:20.0", "0000:01:00.0,x=1"] {
+        let overrides = ["link.driver=pci", &format!("link.pci={bad}")];
+        let line = complaint(serve("null.toml", &overrides).output().unwrap(), 2);
+        assert!(line.contains(&format!("`{bad}` is no PCI address")), "{line}");
+    }
+}
+
+#[test]
+fn wrong_arguments_of_the_benchmark() {
+    for args in [
+        &["--url", "ftp://198.18.0.2/"][..],
+        &["--url", "http://198.18.0.2/", "--url", "http://198.18.0.3/"],
+        &["--url", "http://198.18.0.2/", "--paths", "/no/such/file"],
+        &["--url", "http://198.18.0.2/", "--via", "stack", "--config", "/no/such/file"],
+    ] {
+        let output = Command::new(PROGRAM).args(["bench", "http"]).args(args).output();
+        complaint(output.unwrap(), 2);
+    }
 }
 
 #[test]

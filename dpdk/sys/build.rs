@@ -54,7 +54,21 @@ fn build() -> Result<(), String> {
         println!("cargo::rustc-link-lib=dylib={library}");
     }
     println!("cargo::metadata=version={}", dpdk.version);
+    watch(&dpdk);
     Ok(())
+}
+
+/// The shim holds DPDK's inline functions: another release or another build of it wants a new one.
+fn watch(dpdk: &pkg_config::Library) {
+    let folder = pkg_config::get_variable("libdpdk", "pcfiledir").map(PathBuf::from);
+    let description = folder.map(|folder| folder.join("libdpdk.pc")).into_iter();
+    let headers = dpdk
+        .include_paths
+        .iter()
+        .flat_map(|folder| ["rte_version.h", "rte_build_config.h"].map(|name| folder.join(name)));
+    for path in description.chain(headers).filter(|path| path.exists()) {
+        println!("cargo::rerun-if-changed={}", path.display());
+    }
 }
 
 fn missing_dpdk() -> String {

@@ -8,7 +8,7 @@ use millstream_tests::{
 };
 
 /// Starts `millstream echo` on a tap; also gives where it echoes.
-fn echo(ns: &Namespace<'_>) -> (Process, SocketAddr) {
+pub fn echo(ns: &Namespace<'_>) -> (Process, SocketAddr) {
     let mut command = ns.command(millstream_binary());
     let process =
         Process::start(command.arg("echo").arg("--config").arg(project_file("config/tap.toml")));
@@ -25,7 +25,7 @@ fn connect(address: SocketAddr) -> TcpStream {
 }
 
 /// Sends all, half-closes, and receives until the peer's end, both at the same time.
-fn round_trip(address: SocketAddr, bytes: &[u8], piece: usize) -> Vec<u8> {
+pub fn round_trip(address: SocketAddr, bytes: &[u8], piece: usize) -> Vec<u8> {
     let mut stream = connect(address);
     let mut sender = stream.try_clone().expect("a second handle");
     std::thread::scope(|scope| {

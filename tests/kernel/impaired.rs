@@ -4,41 +4,35 @@
 //! kernel: va ---- ra: relay.py :dtap0 ---- net_tap: millstream
 //! ```
 
-use std::path::Path;
+use millstream_tests::{Lab, Namespace, Process, Server, Signal, Site, content, project_file};
 
-use millstream_tests::{Lab, Namespace, Process, Server, Signal, Site, project_file};
+use crate::bulk::{echo, round_trip};
 
-struct World<'lab> {
-    client: Namespace<'lab>,
-    // The relay's end of the veth and the tap are here.
-    _middle: Namespace<'lab>,
-    server: Server,
-    relay: Process,
+/// The kernel's station, and the namespace in which millstream makes its tap.
+fn stations(lab: &Lab) -> (Namespace<'_>, Namespace<'_>) {
+    let (client, middle) = (lab.namespace(), lab.namespace());
+    lab.veth((&client, "va"), (&middle, "ra"));
+    client.ip("addr add 198.18.0.1/24 dev va");
+    (client, middle)
 }
 
-impl<'lab> World<'lab> {
-    fn new(lab: &'lab Lab, root: &Path, impairments: &[&str]) -> Self {
-        let (client, middle) = (lab.namespace(), lab.namespace());
-        lab.veth((&client, "va"), (&middle, "ra"));
-        client.ip("addr add 198.18.0.1/24 dev va");
-        let server = Server::start(&middle, root, "tap.toml", &[]);
-        let mut relay = middle.command("python3");
-        relay.arg(project_file("tests/kernel/relay.py")).args(["ra", "dtap0"]).args(impairments);
-        let relay = Process::start(&mut relay);
-        relay.wait_line(|line| line.starts_with("ready").then_some(()));
-        Self { client, _middle: middle, server, relay }
-    }
+/// Starts the relay; the tap must be there.
+fn relay(middle: &Namespace<'_>, impairments: &[&str]) -> Process {
+    let mut relay = middle.command("python3");
+    relay.arg(project_file("tests/kernel/relay.py")).args(["ra", "dtap0"]).args(impairments);
+    let relay = Process::start(&mut relay);
+    relay.wait_line(|line| line.starts_with("ready").then_some(()));
+    relay
+}
 
-    /// Ends both; asserts that the named impairments really happened.
-    fn end(self, impairments: &[&str]) {
-        self.relay.signal(Signal::TERM);
-        let told = self.relay.finish();
-        let words: Vec<_> = told.stdout.split_whitespace().collect();
-        for name in impairments {
-            let at = words.iter().position(|word| word == name).expect("a count");
-            assert_ne!(words[at + 1], "0", "no frame was {name}: {}", told.stdout);
-        }
-        self.server.stop();
+/// Ends the relay; asserts that the named impairments really happened.
+fn end(relay: Process, impairments: &[&str]) {
+    relay.signal(Signal::TERM);
+    let told = relay.finish();
+    let words: Vec<_> = told.stdout.split_whitespace().collect();
+    for name in impairments {
+        let at = words.iter().position(|word| word == name).expect("a count");
+        assert_ne!(words[at + 1], "0", "no frame was {name}: {}", told.stdout);
     }
 }
 
@@ -47,15 +41,18 @@ fn downloads_survive(impairments: &[&str], happened: &[&str]) {
     let site = Site::new(&lab);
     let files = [("small", 100, 20), ("middle", 100_000, 5), ("large", 4 << 20, 1)]
         .map(|(name, len, times)| (name, site.fill(name, len), times));
-    let world = World::new(&lab, site.root(), impairments);
+    let (client, middle) = stations(&lab);
+    let server = Server::start(&middle, site.root(), "tap.toml", &[]);
+    let relay = relay(&middle, impairments);
     for (name, bytes, times) in &files {
         for _ in 0..*times {
-            let (status, body) = world.client.curl(&world.server.at(name), &[]);
+            let (status, body) = client.curl(&server.at(name), &[]);
             assert_eq!(status, 200, "{name}");
             assert!(body == *bytes, "{name}");
         }
     }
-    world.end(happened);
+    end(relay, happened);
+    server.stop();
 }
 
 #[test]
@@ -68,19 +65,28 @@ fn downloads_survive_reordering() {
     downloads_survive(&["--seed", "2", "--reorder", "0.05"], &["reordered"]);
 }
 
+const EVERYTHING: &[&str] =
+    &["--loss", "0.01", "--reorder", "0.02", "--duplicate", "0.02", "--corrupt", "0.005"];
+const EVERYTHING_HAPPENED: &[&str] = &["lost", "reordered", "duplicated", "corrupted"];
+
 #[test]
 fn downloads_survive_everything_together() {
-    let impairments = [
-        "--seed",
-        "3",
-        "--loss",
-        "0.01",
-        "--reorder",
-        "0.02",
-        "--duplicate",
-        "0.02",
-        "--corrupt",
-        "0.005",
-    ];
-    downloads_survive(&impairments, &["lost", "reordered", "duplicated", "corrupted"]);
+    downloads_survive(&[&["--seed", "3"], EVERYTHING].concat(), EVERYTHING_HAPPENED);
+}
+
+#[test]
+fn both_directions_at_a_time_survive_everything_together() {
+    let lab = Lab::new();
+    let (client, middle) = stations(&lab);
+    let (process, address) = echo(&middle);
+    let relay = relay(&middle, &[&["--seed", "4"], EVERYTHING].concat());
+    client.enter(|| {
+        for len in [1, 10_000, 2 << 20] {
+            let bytes = content(len as u64, len);
+            assert!(round_trip(address, &bytes, 64 << 10) == bytes, "{len} bytes");
+        }
+    });
+    end(relay, EVERYTHING_HAPPENED);
+    let finished = process.interrupt();
+    assert!(finished.success(), "{finished}");
 }

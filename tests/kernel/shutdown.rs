@@ -4,6 +4,9 @@ use std::time::Instant;
 
 use millstream_tests::{Lab, PATIENCE, Process, RawConnection, Server, Signal, Site};
 
+/// A drain that no slow machine cuts short; a failing one ends before the test's own patience does.
+const PATIENT: &[&str] = &["http.drain_s=80"];
+
 #[test]
 fn an_interrupt_ends_an_idle_server_with_a_summary() {
     let lab = Lab::new();
@@ -23,7 +26,7 @@ fn an_interrupt_lets_a_download_finish() {
     let ns = lab.namespace();
     let site = Site::new(&lab);
     let bytes = site.fill("file", 16 << 20);
-    let server = Server::on_tap(&ns, site.root());
+    let server = Server::on_tap_with(&ns, site.root(), PATIENT);
     let address = server.address;
     let process = server.into_process();
     let (body, finished) = ns.enter(|| {
@@ -47,7 +50,7 @@ fn an_interrupted_server_takes_no_new_connection() {
     let ns = lab.namespace();
     let site = Site::new(&lab);
     let bytes = site.fill("file", 64 << 20);
-    let server = Server::on_tap(&ns, site.root());
+    let server = Server::on_tap_with(&ns, site.root(), PATIENT);
     let (address, url) = (server.address, server.at("file"));
     let process = server.into_process();
     ns.enter(|| {

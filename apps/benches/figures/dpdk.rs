@@ -73,8 +73,8 @@ pub fn ring() -> Result<Vec<Figure>> {
 
 /// The process of [`ring`].
 pub fn ring_role() -> Result<()> {
-    const RUNS: usize = 15;
-    const ROUND_TRIPS: u64 = 20_000;
+    const RUNS: usize = 301;
+    const ROUND_TRIPS: u64 = 2_000;
     urgent();
     let eal = Eal::init(&EalConfig::default())?;
     let (mut a, mut b) = Port::ring_pair(eal, &PortConfig::new(Device::Ring))?;
@@ -87,7 +87,7 @@ pub fn ring_role() -> Result<()> {
     server.spawn(world::echo_server(server.clone()))?;
     client.spawn(world::ping(client.clone(), Rc::clone(&world.done)))?;
     let clock = TscClock::new();
-    world.run(ROUND_TRIPS)?;
+    world.run(10 * ROUND_TRIPS)?;
     let before = world.frames();
     let mut runs = Vec::new();
     for _ in 0..RUNS {
@@ -209,8 +209,8 @@ pub fn extbuf() -> Result<Vec<Figure>> {
 
 /// The process of [`extbuf`].
 pub fn extbuf_role() -> Result<()> {
-    const RUNS: usize = 15;
-    const FRAMES: u64 = 200_000;
+    const RUNS: usize = 301;
+    const FRAMES: u64 = 10_000;
     urgent();
     let eal = Eal::init(&EalConfig::default())?;
     let mut queue = link(eal, Device::Null { frame_bytes: 64, rx: false })?;

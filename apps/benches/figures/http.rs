@@ -60,7 +60,7 @@ struct Side {
     asked: Asked,
     address: &'static str,
     served: Served,
-    _namespaces: Vec<Namespace>,
+    namespaces: Vec<Namespace>,
 }
 
 enum Asked {
@@ -75,6 +75,7 @@ pub fn all() -> Result<Vec<Figure>> {
     for (program, package) in [
         ("nginx", "nginx-light"),
         ("wrk", "wrk"),
+        ("curl", "curl"),
         ("ethtool", "ethtool"),
         ("ip", "iproute2"),
         ("taskset", "util-linux"),
@@ -96,10 +97,11 @@ pub fn all() -> Result<Vec<Figure>> {
     run("chmod", &["-R", "a+rX", &dir.path().to_string_lossy()])?;
 
     let mut nginx = nginx(dir.path(), &root)?;
-    let starts: [(&str, fn(&Path, &Path) -> Result<Side>); 3] =
-        [("tap", tap), ("af_packet", af_packet), ("memif", memif)];
-    let mut sides: Vec<(&str, Result<Side>)> =
-        starts.into_iter().map(|(name, start)| (name, start(dir.path(), &root))).collect();
+    let mut sides = [
+        ("tap", tap(dir.path(), &root)),
+        ("af_packet", af_packet(dir.path(), &root)),
+        ("memif", memif(dir.path(), &root)),
+    ];
     for (_, side) in &mut sides {
         if let Ok(running) = side
             && let Err(error) = running.wait_ready(dir.path())
@@ -186,7 +188,7 @@ impl Side {
                 Asked::Wrk => {
                     let url = format!("http://{}/1B", self.address);
                     let curl = ["curl", "-s", "-f", "-o", "/dev/null", "-m", "2", &url];
-                    self._namespaces[0].run(&curl)
+                    self.namespaces[0].run(&curl)
                 }
                 Asked::Generator(_) => self
                     .generate(dir, "1B", "0.1")
@@ -227,7 +229,7 @@ impl Side {
     fn wrk(&self, file: &str) -> Result<Run> {
         let url = format!("http://{}/{file}", self.address);
         let cpu = cpus().1.to_string();
-        let output = self._namespaces[0].run(&[
+        let output = self.namespaces[0].run(&[
             "taskset",
             "-c",
             &cpu,
@@ -339,7 +341,7 @@ fn nginx(dir: &Path, root: &Path) -> Result<Side> {
     let process = Process::start("nginx", dir, command)?;
     let served = Served::default();
     let mut side =
-        Side { process, asked: Asked::Wrk, address: NGINX, served, _namespaces: vec![near, far] };
+        Side { process, asked: Asked::Wrk, address: NGINX, served, namespaces: vec![near, far] };
     side.wait_ready(dir)?;
     Ok(side)
 }
@@ -375,7 +377,7 @@ fn tap(dir: &Path, root: &Path) -> Result<Side> {
     namespace.run(&["ip", "link", "set", "near0", "up"])?;
     let served = Served::default();
     let namespaces = vec![namespace];
-    Ok(Side { process, asked: Asked::Wrk, address: TAP, served, _namespaces: namespaces })
+    Ok(Side { process, asked: Asked::Wrk, address: TAP, served, namespaces })
 }
 
 fn af_packet(dir: &Path, root: &Path) -> Result<Side> {
@@ -387,7 +389,7 @@ fn af_packet(dir: &Path, root: &Path) -> Result<Side> {
     let process = Process::start("serve-af-packet", dir, serve(command, &profile, root))?;
     let served = Served::default();
     let namespaces = vec![near, far];
-    Ok(Side { process, asked: Asked::Wrk, address: AF_PACKET, served, _namespaces: namespaces })
+    Ok(Side { process, asked: Asked::Wrk, address: AF_PACKET, served, namespaces })
 }
 
 /// The server has its core to itself while it is asked.
@@ -405,5 +407,5 @@ fn memif(dir: &Path, root: &Path) -> Result<Side> {
     let process = Process::start("serve-memif", dir, serve(command, &server, root))?;
     let served = Served::default();
     let asked = Asked::Generator(client);
-    Ok(Side { process, asked, address: MEMIF, served, _namespaces: Vec::new() })
+    Ok(Side { process, asked, address: MEMIF, served, namespaces: Vec::new() })
 }

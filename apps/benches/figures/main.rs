@@ -24,6 +24,7 @@ use std::time::Instant;
 use clap::Parser;
 use rustix::process::setpriority_process;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use serde_json::json;
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 
 use figure::{Figure, TABLE};
@@ -57,6 +58,8 @@ struct Group {
     measure: fn() -> Measured,
     /// Runs in this thread and is to stay on one CPU.
     pinned: bool,
+    /// Runs before everything else on its CPU, see [`urgent`].
+    urgent: bool,
 }
 
 const GROUPS: [Group; 11] = [
@@ -68,21 +71,34 @@ const GROUPS: [Group; 11] = [
         ],
         measure: memory::pingpong,
         pinned: true,
+        urgent: true,
     },
-    Group { names: &["pingpong.mem.instructions"], measure: callgrind::pingpong, pinned: false },
-    Group { names: &["pingpong.mem.cycles.10k"], measure: memory::many, pinned: true },
+    Group {
+        names: &["pingpong.mem.instructions"],
+        measure: callgrind::pingpong,
+        pinned: false,
+        urgent: false,
+    },
+    Group {
+        names: &["pingpong.mem.cycles.10k"],
+        measure: memory::many,
+        pinned: true,
+        urgent: true,
+    },
     Group {
         names: &["bulk.mem.cycles_per_segment", "bulk.mem.vs_smoltcp"],
         measure: memory::bulk,
         pinned: true,
+        urgent: true,
     },
-    Group { names: &["pingpong.ring.cycles"], measure: dpdk::ring, pinned: false },
-    Group { names: &["pingpong.memif.rps"], measure: dpdk::memif, pinned: false },
-    Group { names: &["segment.extbuf_ns"], measure: dpdk::extbuf, pinned: false },
+    Group { names: &["pingpong.ring.cycles"], measure: dpdk::ring, pinned: false, urgent: true },
+    Group { names: &["pingpong.memif.rps"], measure: dpdk::memif, pinned: false, urgent: true },
+    Group { names: &["segment.extbuf_ns"], measure: dpdk::extbuf, pinned: false, urgent: true },
     Group {
         names: &["bulk.mem.gbps", "bulk.copied_per_byte"],
         measure: memory::file,
         pinned: true,
+        urgent: true,
     },
     Group {
         names: &[
@@ -94,12 +110,19 @@ const GROUPS: [Group; 11] = [
         ],
         measure: http::all,
         pinned: false,
+        urgent: false,
     },
-    Group { names: &["mem.idle_connection_bytes"], measure: idle::idle, pinned: true },
+    Group {
+        names: &["mem.idle_connection_bytes"],
+        measure: idle::idle,
+        pinned: true,
+        urgent: true,
+    },
     Group {
         names: &["control.tsc_ghz", "control.memcpy_1460_ns"],
         measure: memory::control,
         pinned: true,
+        urgent: true,
     },
 ];
 
@@ -170,7 +193,8 @@ fn main() -> ExitCode {
         eprintln!("{:.1} s", start.elapsed().as_secs_f64());
         match measured {
             Ok(measured) => {
-                figures.extend(measured.into_iter().filter(|figure| wanted(&figure.name)));
+                let measured = measured.into_iter().filter(|figure| wanted(&figure.name));
+                figures.extend(measured.map(|figure| circumstances(figure, group.urgent)));
             }
             Err(error) => {
                 let why = error.to_string();
@@ -186,6 +210,14 @@ fn main() -> ExitCode {
     let order = |figure: &Figure| TABLE.iter().position(|entry| entry.name == figure.name);
     figures.sort_by_key(order);
     finish(&figures, arguments.output.unwrap_or_else(default_output))
+}
+
+/// Adds what may have spoiled a figure: the load of the machine, and the priority it was given.
+fn circumstances(figure: Figure, urgent: bool) -> Figure {
+    let load = std::fs::read_to_string("/proc/loadavg").ok();
+    let load = load.and_then(|text| text.split(' ').next()?.parse::<f64>().ok());
+    let priority = if urgent { "nice -20 where allowed" } else { "ordinary" };
+    figure.with("load_average_1_min", json!(load)).with("priority", json!(priority))
 }
 
 fn default_output() -> PathBuf {

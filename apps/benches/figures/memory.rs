@@ -20,9 +20,12 @@ use crate::world::{self, PORT, SERVER, Settings, World};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// Interleaved runs. Short and many: what another process steals spoils few of them.
-const RUNS: usize = 31;
-const ROUND_TRIPS: u64 = 20_000;
+/// Interleaved runs, each shorter than a slice of the scheduler, so that most of them pass without
+/// an interruption however busy the machine is.
+const RUNS: usize = 301;
+const ROUND_TRIPS: u64 = 2_000;
+/// Before the first run.
+const WARM_UP: u64 = 20_000;
 
 /// A world in which one connection ping-pongs already.
 pub fn pingpong_world() -> Result<World<MemLink>> {
@@ -40,8 +43,8 @@ pub fn pingpong() -> Result<Vec<Figure>> {
     let clock = TscClock::new();
     let mut ours = pingpong_world()?;
     let mut theirs = SmolWorld::new(SETUP)?;
-    ours.run(ROUND_TRIPS)?;
-    theirs.ping(ROUND_TRIPS);
+    ours.run(WARM_UP)?;
+    theirs.ping(WARM_UP);
     let (frames, their_frames) = (total(ours.frames()), total(theirs.frames()));
     let mut cycles = Runs(Vec::with_capacity(RUNS));
     let mut their_cycles = Runs(Vec::with_capacity(RUNS));
@@ -102,7 +105,8 @@ pub fn many_world() -> Result<World<MemLink>> {
 pub fn many() -> Result<Vec<Figure>> {
     let clock = TscClock::new();
     let mut world = many_world()?;
-    world.run(ROUND_TRIPS)?;
+    // Each connection several times.
+    world.run(5 * WARM_UP)?;
     let frames = total(world.frames());
     let mut cycles = Runs::default();
     for _ in 0..RUNS {
@@ -143,23 +147,24 @@ pub fn bulk_world() -> Result<World<MemLink>> {
 
 /// `bulk.mem.cycles_per_segment`, `bulk.mem.vs_smoltcp`.
 pub fn bulk() -> Result<Vec<Figure>> {
-    const BYTES: u64 = 20_000 * SEGMENT;
+    const BYTES: u64 = 1_000 * SEGMENT;
     let clock = TscClock::new();
     let mut ours = bulk_world()?;
     let setup = Setup { timestamps: false, checksums: false, buffer_bytes: WINDOW as usize };
     let mut theirs = SmolWorld::new(setup)?;
-    ours.run(BYTES)?;
-    theirs.bulk(BYTES);
+    ours.run(WARM_UP * SEGMENT)?;
+    theirs.bulk(WARM_UP * SEGMENT);
 
     let (before, their_before) = (ours.frames(), theirs.frames());
     let received = ours.done.get();
     let (mut cycles, mut their_cycles) = (Runs::default(), Runs::default());
     for _ in 0..RUNS {
-        let (start, done) = (ours.done.get(), &ours.done.clone());
+        let per_segment = |spent: u64, bytes: u64| (spent * SEGMENT) as f64 / bytes as f64;
+        let start = ours.done.get();
         let spent = ours.measure(BYTES, &clock)?;
-        let segments = (done.get() - start) as f64 / SEGMENT as f64;
-        cycles.0.push(spent as f64 / segments);
-        their_cycles.0.push(theirs.bulk(BYTES) as f64 / (BYTES / SEGMENT) as f64);
+        cycles.0.push(per_segment(spent, ours.done.get() - start));
+        let (spent, bytes) = theirs.bulk(BYTES);
+        their_cycles.0.push(per_segment(spent, bytes));
     }
     let difference =
         |now: (u64, u64), then: (u64, u64)| ((now.0 - then.0) as f64, (now.1 - then.1) as f64);
@@ -190,8 +195,8 @@ async fn send_file_for_ever(stack: Stack, file: File) {
 
 /// `bulk.mem.gbps`, `bulk.copied_per_byte`.
 pub fn file() -> Result<Vec<Figure>> {
-    const BYTES: u64 = 64 << 20;
-    const RUNS: usize = 15;
+    const BYTES: u64 = 4 << 20;
+    const RUNS: usize = 101;
     let link = MemConfig { checksum_offload: true, ..MemConfig::default() };
     let settings = Settings {
         arena: ArenaConfig { frames: 4096, blocks: 256, ..ArenaConfig::default() },
@@ -202,7 +207,7 @@ pub fn file() -> Result<Vec<Figure>> {
     let (client, server) = (world.client.stack().clone(), world.server.stack().clone());
     server.spawn(world::sink(server.clone(), Rc::clone(&world.done)))?;
     client.spawn(send_file_for_ever(client.clone(), File::zeroes(1 << 30)))?;
-    world.run(BYTES)?;
+    world.run(16 * BYTES)?;
 
     let copied = |stack: &Stack| stack.metrics().copied_api_bytes + stack.disk_stats().copied_bytes;
     let (frames, sent, copied_before, link_copied) = (
@@ -246,7 +251,7 @@ pub fn control() -> Result<Vec<Figure>> {
     let (mut ghz, mut copy) = (Runs::default(), Runs::default());
     let from = vec![1_u8; 1460];
     let mut to = vec![0_u8; 1460];
-    for _ in 0..RUNS {
+    for _ in 0..31 {
         let (start, system) = (clock.raw(), std::time::Instant::now());
         const COPIES: u64 = 20_000;
         for _ in 0..COPIES {

@@ -237,8 +237,9 @@ impl SmolWorld {
         self.clock.raw() - start
     }
 
-    /// Bytes from client to server; neither application touches them. Returns cycles.
-    pub fn bulk(&mut self, bytes: u64) -> u64 {
+    /// Bytes from client to server; neither application touches them. Returns cycles, and the bytes,
+    /// which may be more.
+    pub fn bulk(&mut self, bytes: u64) -> (u64, u64) {
         let start = self.clock.raw();
         let mut received = 0;
         while received < bytes {
@@ -253,7 +254,7 @@ impl SmolWorld {
                 }
             });
         }
-        self.clock.raw() - start
+        (self.clock.raw() - start, received)
     }
 
     /// Frames that both ends have sent.

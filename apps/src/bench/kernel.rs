@@ -317,7 +317,7 @@ mod tests {
                     let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
                     let mut stream = stream;
                     for i in 0..=answers {
-                        while lines.next()?.ok()? != "" {}
+                        while !lines.next()?.ok()?.is_empty() {}
                         let good = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nbody";
                         stream.write_all(if i < answers { good } else { last }).ok()?;
                     }

@@ -16,6 +16,8 @@ use std::time::{Duration, SystemTime};
 
 use clap::{Args, Subcommand, ValueEnum};
 
+use crate::error::AppError;
+use crate::output::say;
 use load::{Limits, Schedule};
 use report::{Report, grouped};
 use session::Run;
@@ -141,8 +143,8 @@ pub enum BenchError {
     #[error("cannot connect to {0}: {1}")]
     Connect(SocketAddrV4, String),
     /// Our own stack could not be started.
-    #[error("{0}")]
-    Stack(String),
+    #[error(transparent)]
+    Stack(#[from] AppError),
     /// The plot.
     #[error("{0}")]
     Plot(String),
@@ -154,6 +156,19 @@ pub enum BenchError {
         /// With one.
         answered: u64,
     },
+}
+
+impl From<BenchError> for AppError {
+    fn from(error: BenchError) -> Self {
+        match error {
+            BenchError::Stack(error) => error,
+            BenchError::Url(_)
+            | BenchError::TwoServers(..)
+            | BenchError::Path(_)
+            | BenchError::File { what: "read", .. } => Self::usage(error),
+            _ => Self::runtime(error),
+        }
+    }
 }
 
 /// Runs a benchmark and prints its table.
@@ -193,13 +208,13 @@ fn http(args: &HttpArgs) -> Result<(), BenchError> {
     };
     let what = describe(args);
     let report = Report::new(format!("{title}, {what}"), &state);
-    println!("{title}\n{what}\n{report}");
+    say(format_args!("{title}\n{what}\n{report}"));
     let write = |path: &PathBuf, result: std::io::Result<()>| {
         result.map_err(|source| BenchError::File { what: "write", path: path.clone(), source })
     };
     if let Some(path) = &args.histogram {
         write(path, state.tally.write_log(path, &report.what, epoch))?;
-        println!("  histogram     {}", path.display());
+        say(format_args!("  histogram     {}", path.display()));
     }
     if let Some(path) = &args.json {
         let text = serde_json::to_string_pretty(&report).unwrap_or_default();
@@ -210,7 +225,7 @@ fn http(args: &HttpArgs) -> Result<(), BenchError> {
         let requests = grouped(report.requests);
         let subtitle = format!("{what}: {requests} requests, {rate} requests/s");
         plot::draw(path, &title, &subtitle, &state.tally.latency).map_err(BenchError::Plot)?;
-        println!("  plot          {}", path.display());
+        say(format_args!("  plot          {}", path.display()));
     }
     match report.failed() {
         0 => Ok(()),
@@ -240,7 +255,7 @@ fn describe(args: &HttpArgs) -> String {
 }
 
 fn via_stack(config: &std::path::Path, plan: Plan, run: Run) -> Result<Run, BenchError> {
-    let node = crate::node::open(config).map_err(|error| BenchError::Stack(error.to_string()))?;
+    let node = crate::node::open(config)?;
     node.block_on(|stack| stack::run(stack, plan, run))
         .map_err(|why| BenchError::Connect(plan.remote, why))
 }

@@ -12,7 +12,7 @@ use millstream::http::{CacheConfig, ServerConfig, Timeouts};
 use millstream::tcp::KeepAlive;
 use serde::{Deserialize, Serialize};
 
-use super::values::{Cidr, Mac};
+use super::values::{Cidr, Mac, PciAddress};
 
 /// Kinds of links.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -77,7 +77,7 @@ pub struct LinkSection {
     pub id: u32,
     pub rx_file: Option<PathBuf>,
     pub tx_file: Option<PathBuf>,
-    pub pci: Option<String>,
+    pub pci: Option<PciAddress>,
     pub mtu: Option<u16>,
     pub rx_descriptors: u16,
     pub tx_descriptors: u16,

@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
 
+use millstream::dpdk_port::pci_address;
 use serde::{Deserialize, Serialize};
 
 /// An address with the length of its network's prefix.
@@ -78,6 +79,32 @@ impl TryFrom<String> for Mac {
 impl From<Mac> for String {
     fn from(mac: Mac) -> Self {
         mac.0.map(|byte| format!("{byte:02x}")).join(":")
+    }
+}
+
+/// The address of a card, in its long form.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct PciAddress(String);
+
+impl TryFrom<String> for PciAddress {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let wrong = || format!("`{text}` is no PCI address; write it as \"0000:01:00.0\"");
+        pci_address(&text).map(Self).ok_or_else(wrong)
+    }
+}
+
+impl fmt::Display for PciAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl From<PciAddress> for String {
+    fn from(address: PciAddress) -> Self {
+        address.0
     }
 }
 

@@ -169,6 +169,26 @@ impl Device {
     }
 }
 
+/// A PCI address in the long form `0000:01:00.0`, under which DPDK knows the card, from that or the
+/// short form `01:00.0`; nothing if `text` is none. DPDK would take other words for other buses.
+pub fn pci_address(text: &str) -> Option<String> {
+    let hex = |part: &str, digits: usize, max: u16| {
+        let plain = part.len() == digits && part.bytes().all(|byte| byte.is_ascii_hexdigit());
+        u16::from_str_radix(part, 16).ok().filter(|&value| plain && value <= max)
+    };
+    let (domain, rest) = match text.len() {
+        7 => (0, text),
+        _ => {
+            let (domain, rest) = text.split_once(':')?;
+            (hex(domain, 4, u16::MAX)?, rest)
+        }
+    };
+    let (bus, rest) = rest.split_once(':')?;
+    let (device, function) = rest.split_once('.')?;
+    let (bus, device, function) = (hex(bus, 2, 255)?, hex(device, 2, 31)?, hex(function, 1, 7)?);
+    Some(format!("{domain:04x}:{bus:02x}:{device:02x}.{function}"))
+}
+
 fn check_name(name: &str) -> Result<(), PortError> {
     let good = (1..=15).contains(&name.len())
         && name.bytes().all(|byte| byte.is_ascii_graphic() && !b"/:,=".contains(&byte));
@@ -243,6 +263,28 @@ mod tests {
         let memif = Device::Memif { role: MemifRole::Client, socket: "/tmp/s".into(), id: 3 };
         assert!(memif.args(1).starts_with("role=client,id=3,socket=/tmp/s,socket-abstract=no"));
         assert_eq!(Device::Null { frame_bytes: 64, rx: false }.args(1), "size=64,copy=0,no-rx=1");
+    }
+
+    #[test]
+    fn cards_have_addresses() {
+        for good in ["0000:0a:1f.7", "0a:1f.7", "0000:0A:1F.7"] {
+            assert_eq!(pci_address(good).as_deref(), Some("0000:0a:1f.7"), "{good}");
+        }
+        assert_eq!(pci_address("ffff:00:00.0").as_deref(), Some("ffff:00:00.0"));
+        for bad in [
+            "",
+            "net_null0",
+            "0a:1f",
+            "0a:20.0",
+            "0a:1f.8",
+            "+a:1f.7",
+            "0000:0a:1f.7,x=1",
+            "000:0a:1f.7",
+            "10000:0a:1f.7",
+            "0000:0a:1f.7 ",
+        ] {
+            assert_eq!(pci_address(bad), None, "{bad}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use millstream_buf::HugePages;
 
+use crate::device::pci_address;
 use crate::lcore::{LcoreGuard, TooManyThreads};
 use crate::log;
 
@@ -15,8 +16,8 @@ pub struct EalConfig {
     pub memory_mb: u32,
     /// Whether that memory is made of huge pages.
     pub huge_pages: HugePages,
-    /// PCI addresses of the devices that DPDK may touch (`0000:01:00.0`). None: it does not even
-    /// look at the PCI bus.
+    /// PCI addresses of the devices that DPDK may touch (`0000:01:00.0` or `01:00.0`). None: it does
+    /// not even look at the PCI bus.
     pub allow: Vec<String>,
     /// CPUs of the thread that starts DPDK; empty: those that it may run on already.
     pub cpus: Vec<usize>,
@@ -64,9 +65,23 @@ pub enum EalError {
         /// The argument.
         argument: String,
     },
+    /// A device that is none of the PCI bus.
+    #[error("{device:?} is no PCI address: write it as 0000:01:00.0")]
+    BadDevice {
+        /// The device.
+        device: String,
+    },
+    /// A CPU that is not there, or not for this thread.
+    #[error(
+        "the thread that starts DPDK may not run on CPU {cpu}: choose one of those that `taskset -cp $$` shows, with `shard.cpu`"
+    )]
+    NoSuchCpu {
+        /// The CPU.
+        cpu: usize,
+    },
     /// EAL's own complaint.
     #[error(
-        "DPDK did not start ({reason}): check `dpdk.memory_mb`, `dpdk.allow` and `dpdk.extra`; the whole log is at level debug"
+        "DPDK did not start ({reason}): check `dpdk.memory_mb`, `link.pci` and `dpdk.extra`, set `dpdk.huge_pages = \"never\"` if huge pages cannot be had after all; the whole log is at level debug"
     )]
     Refused {
         /// What DPDK logged last.
@@ -143,9 +158,19 @@ fn start(config: &EalConfig) -> Result<Eal, EalError> {
         }
     };
     let affinity = Affinity::of_this_thread();
-    let cpus = if config.cpus.is_empty() { affinity.cpus() } else { config.cpus.clone() };
+    let own = affinity.cpus();
+    let cpus = if config.cpus.is_empty() { own.clone() } else { config.cpus.clone() };
+    // EAL would print its usage on standard output.
+    if let Some(&cpu) = cpus.iter().find(|cpu| !own.contains(cpu)) {
+        return Err(EalError::NoSuchCpu { cpu });
+    }
+    let mut allow = Vec::new();
+    for device in &config.allow {
+        let bad = || EalError::BadDevice { device: device.clone() };
+        allow.push(pci_address(device).ok_or_else(bad)?);
+    }
     let mut argv = Vec::new();
-    for argument in arguments(config, huge_pages, &cpus) {
+    for argument in arguments(config, huge_pages, &cpus, &allow) {
         let text =
             CString::new(argument.clone()).map_err(|_| EalError::BadArgument { argument })?;
         // EAL keeps pointers into its arguments, so they live as long as the process.
@@ -176,7 +201,12 @@ fn start(config: &EalConfig) -> Result<Eal, EalError> {
 }
 
 /// EAL's command line. Nothing of it touches the machine's own devices unless one is named.
-fn arguments(config: &EalConfig, huge_pages: bool, cpus: &[usize]) -> Vec<String> {
+fn arguments(
+    config: &EalConfig,
+    huge_pages: bool,
+    cpus: &[usize],
+    allow: &[String],
+) -> Vec<String> {
     let cpus: Vec<_> = cpus.iter().map(usize::to_string).collect();
     let mut arguments: Vec<String> = vec![
         "millstream".into(),
@@ -191,14 +221,14 @@ fn arguments(config: &EalConfig, huge_pages: bool, cpus: &[usize]) -> Vec<String
     } else {
         arguments.push("--no-huge".into());
     }
-    if config.allow.is_empty() {
+    if allow.is_empty() {
         arguments.push("--no-pci".into());
         if huge_pages {
             // Root without VFIO would get physical addresses, which foreign memory has not.
             arguments.push("--iova-mode=va".into());
         }
     }
-    for device in &config.allow {
+    for device in allow {
         arguments.extend(["-a".into(), device.clone()]);
     }
     arguments.extend(config.extra.iter().cloned());
@@ -273,15 +303,23 @@ mod tests {
 
     #[test]
     fn no_device_is_touched_unless_it_is_named() {
-        let mut config = EalConfig::default();
-        let args = arguments(&config, false, &[0, 3]);
+        let config = EalConfig::default();
+        let args = arguments(&config, false, &[0, 3], &[]);
         assert!(args.contains(&"--no-pci".into()) && args.contains(&"--no-huge".into()));
         assert!(args.contains(&"--lcores=0@(0,3)".into()));
-        config.allow = vec!["0000:01:00.0".into()];
-        let args = arguments(&config, true, &[0]);
+        let args = arguments(&config, true, &[0], &["0000:01:00.0".into()]);
         assert!(!args.contains(&"--no-pci".into()));
         assert!(args.windows(2).any(|pair| pair == ["-a", "0000:01:00.0"]));
         assert!(args.contains(&"--in-memory".into()));
+    }
+
+    #[test]
+    fn what_is_no_card_or_no_cpu_is_refused() {
+        let config = EalConfig { allow: vec!["net_null0".into()], ..EalConfig::default() };
+        let error = start(&config).unwrap_err();
+        assert_eq!(error, EalError::BadDevice { device: "net_null0".into() });
+        let config = EalConfig { cpus: vec![1 << 20], ..EalConfig::default() };
+        assert_eq!(start(&config).unwrap_err(), EalError::NoSuchCpu { cpu: 1 << 20 });
     }
 
     #[test]

@@ -20,7 +20,7 @@ pub enum PortError {
     },
     /// The name of the tap is taken.
     #[error(
-        "a network interface named {iface} exists already: remove it with `ip link delete {iface}`, or choose another name with `iface`"
+        "a network interface named {iface} exists already: remove it with `ip link delete {iface}`, or choose another name with `link.iface`"
     )]
     InterfaceBusy {
         /// The name.
@@ -52,7 +52,7 @@ pub enum PortError {
     },
     /// DPDK does not know the card.
     #[error(
-        "DPDK has no device {address}: bind it with `dpdk-devbind.py --bind=vfio-pci {address}` and name it in `dpdk.allow` ({reason})"
+        "DPDK has no device {address}: bind it with `dpdk-devbind.py --bind=vfio-pci {address}` and name it in `link.pci` ({reason})"
     )]
     NoSuchCard {
         /// The PCI address.
@@ -74,7 +74,7 @@ pub enum PortError {
     },
     /// Pools do not fit.
     #[error(
-        "DPDK has no memory left for {mbufs} packet buffers ({needed_mb} MiB): raise `dpdk.memory_mb`, now {memory_mb}, or lower `mbufs`"
+        "DPDK has no memory left for {mbufs} packet buffers ({needed_mb} MiB): raise `dpdk.memory_mb`, now {memory_mb}, or lower `link.mbufs`"
     )]
     NoMemory {
         /// Buffers asked for.
@@ -85,7 +85,7 @@ pub enum PortError {
         memory_mb: u32,
     },
     /// More queues than there are.
-    #[error("{driver} has at most {max} queues of each kind: lower `queues`, now {asked}")]
+    #[error("{driver} has at most {max} queues of each kind: open fewer, now {asked}")]
     TooManyQueues {
         /// The driver.
         driver: String,
@@ -96,7 +96,7 @@ pub enum PortError {
     },
     /// A longer packet than the device carries.
     #[error(
-        "{driver} carries IP packets of {min} to {max} bytes: set `mtu` to one of these, now {asked}"
+        "{driver} carries IP packets of {min} to {max} bytes: set `link.mtu` to one of these, now {asked}"
     )]
     BadMtu {
         /// The driver.

@@ -41,7 +41,7 @@ pub mod quirks;
 mod ring;
 mod tx;
 
-pub use device::{Device, MemifRole, PcapSink};
+pub use device::{Device, MemifRole, PcapSink, pci_address};
 pub use eal::{Eal, EalConfig, EalError};
 pub use error::PortError;
 pub use lcore::{LcoreGuard, TooManyThreads};

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use dpdk_sys::{shim_port_config, shim_port_info};
 use millstream_link::{Capabilities, HEADER_MAX};
 
-use crate::device::Device;
+use crate::device::{Device, pci_address};
 use crate::eal::{Eal, ignore_real_time_signals};
 use crate::error::PortError;
 use crate::log;
@@ -97,7 +97,8 @@ impl Port {
         config.device.check()?;
         log::clear();
         let shared = if let Device::Pci { address } = &config.device {
-            Shared::find(eal, address)?
+            let known = pci_address(address);
+            Shared::find(eal, known.as_deref().unwrap_or(address))?
         } else {
             Shared::plug(eal, config)?
         };
@@ -199,7 +200,12 @@ impl Port {
         let slices_max = if offloads.chains { offloads.segments_max.min(SLICES_MAX) } else { 1 };
         let socket = i32::from(info.socket.max(0));
         let rx_shape = Shape {
-            mbufs: config.mbufs.max(u32::from(rx_descriptors) * 2 + 512).next_multiple_of(64) - 1,
+            // The upper bound is beyond what fits any memory, and far from the number's end.
+            mbufs: config
+                .mbufs
+                .clamp(u32::from(rx_descriptors) * 2 + 512, 1 << 30)
+                .next_multiple_of(64)
+                - 1,
             room: full_room,
             socket,
         };

@@ -195,7 +195,7 @@ impl File {
 
     /// Whether reads bypass the page cache.
     pub fn is_direct(&self) -> bool {
-        matches!(&self.0.source, Source::Kernel { direct, .. } if direct.load(Ordering::Relaxed))
+        matches!(&self.0.source, Source::Kernel { direct, .. } if direct.load(Ordering::Acquire))
     }
 
     /// Whether its bytes are in memory.
@@ -283,10 +283,15 @@ impl File {
     }
 
     /// Goes on through the page cache, for file systems that take `O_DIRECT` at open and refuse
-    /// the reads. Whether that changed anything.
-    pub(crate) fn give_up_direct(&self) -> bool {
-        let Source::Kernel { fd, direct } = &self.0.source else { return false };
-        direct.swap(false, Ordering::Relaxed) && sys::set_flags(fd.as_fd(), 0).is_ok()
+    /// the reads. Whether that changed anything; `errno` if the kernel would not have it.
+    pub(crate) fn give_up_direct(&self) -> Result<bool, i32> {
+        let Source::Kernel { fd, direct } = &self.0.source else { return Ok(false) };
+        if !direct.load(Ordering::Acquire) {
+            return Ok(false);
+        }
+        // The descriptor first: whoever finds the file not direct may read at any offset.
+        sys::set_flags(fd.as_fd(), 0)?;
+        Ok(direct.swap(false, Ordering::AcqRel))
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {

@@ -202,11 +202,14 @@ impl Table {
                 slot.job = Some(job);
                 return Outcome::Again(index);
             }
-            Verdict::Buffered => {
-                self.stats.direct_refused += u64::from(job.file.give_up_direct());
-                slot.job = Some(job);
-                return Outcome::Again(index);
-            }
+            Verdict::Buffered => match job.file.give_up_direct() {
+                Ok(changed) => {
+                    self.stats.direct_refused += u64::from(changed);
+                    slot.job = Some(job);
+                    return Outcome::Again(index);
+                }
+                Err(errno) => Err(DiskError::Io { errno }),
+            },
             Verdict::Over(verdict) => verdict,
         };
         self.free.push(index);

@@ -17,7 +17,8 @@ fn arena() -> Arena {
     Arena::new(&ArenaConfig { frames: 64, blocks: BLOCKS, huge_pages: HugePages::Never }).unwrap()
 }
 
-/// Both drivers of the kernel; io_uring is missing only where the kernel refuses it.
+/// Both drivers of the kernel; io_uring is missing only where the kernel refuses it, and with
+/// MILLSTREAM_REQUIRE_IO_URING set that is a failure.
 fn queues(arena: &Arena, depth: usize) -> Vec<Box<dyn DiskQueue>> {
     let mut queues = vec![open_queue(QueueKind::Pread, arena, depth).unwrap()];
     match open_queue(QueueKind::Uring, arena, depth) {
@@ -25,6 +26,7 @@ fn queues(arena: &Arena, depth: usize) -> Vec<Box<dyn DiskQueue>> {
         Err(DiskSetupError::Refused { source }) => {
             let errno = source.raw_os_error();
             assert!(matches!(errno, Some(libc::ENOSYS | libc::EPERM | libc::EACCES)), "{source}");
+            assert!(std::env::var_os("MILLSTREAM_REQUIRE_IO_URING").is_none(), "{source}");
             eprintln!("not run with io_uring: the kernel refuses it: {source}");
         }
         Err(error) => panic!("{error}"),

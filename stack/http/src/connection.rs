@@ -144,8 +144,8 @@ impl Pace {
         }
     }
 
-    /// Sending waits, after `queued` bytes of this response found room; room comes with
-    /// acknowledgements. Ready when the peer has taken too little for too long.
+    /// Sending waits, after `queued` bytes of this response found room (room comes with
+    /// acknowledgements), or were acknowledged. Ready when the peer has taken too little for too long.
     fn poll_stall(&mut self, cx: &mut Context<'_>, queued: u64) -> Poll<()> {
         loop {
             if let Some(before) = self.grace {
@@ -159,15 +159,6 @@ impl Pace {
             self.grace = Some(queued);
             self.deadline = self.stack.now() + self.timeout;
         }
-    }
-
-    /// Gives the peer time for `len` bytes of a file at the least rate.
-    fn allow_for(&mut self, len: u64) {
-        let rounds = len / self.bytes_min.max(1);
-        let seconds = rounds.saturating_mul(self.timeout.as_secs().max(1));
-        // A century is as good as forever, and far from overflow.
-        let span = Duration::from_secs(seconds.min(3_000_000_000)) + self.timeout;
-        self.deadline = self.stack.now() + span;
     }
 }
 
@@ -404,13 +395,15 @@ impl Connection {
     async fn send_file(&mut self, file: File, range: Range<u64>) -> Result<(), End> {
         let Self { stream, input, pace, .. } = self;
         input.stash();
-        pace.allow_for(range.end - range.start);
+        pace.grace = None;
         let mut sending = pin!(stream.send_file(&file, range));
         poll_fn(|cx| match sending.as_mut().poll(cx) {
             Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
             Poll::Ready(Err(SendFileError::Disk { .. })) => Poll::Ready(Err(End::Disk)),
             Poll::Ready(Err(_)) => Poll::Ready(Err(End::Broken)),
-            Poll::Pending => pace.poll(cx).map(|()| Err(End::SlowReader)),
+            Poll::Pending => {
+                pace.poll_stall(cx, stream.acked_total()).map(|()| Err(End::SlowReader))
+            }
         })
         .await
     }

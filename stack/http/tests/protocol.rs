@@ -263,10 +263,7 @@ fn a_client_that_does_not_read_is_reset() {
         let server = world.server.clone();
         world.run_until(|| server.stats().timeouts_send > before);
         let seconds = (world.now() - start).as_secs();
-        match times {
-            1 => assert!((30..10_000).contains(&seconds), "{path}: {seconds}"),
-            _ => assert!((30..62).contains(&seconds), "{path}: {seconds}"),
-        }
+        assert!((30..62).contains(&seconds), "{path}: {seconds}");
         let server = world.server.clone();
         world.run_until(|| server.connections() == 0);
     }

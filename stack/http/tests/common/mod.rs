@@ -88,7 +88,7 @@ impl World {
                 sleepers: 128,
                 ..Limits::default()
             };
-            let config = ShardConfig { limits, secret: [last; 32], ..ShardConfig::new(ipv4) };
+            let config = ShardConfig { limits, secret: [last; 48], ..ShardConfig::new(ipv4) };
             Shard::new(config, link, clock.clone(), arena, disk)
         };
         let (client, shard) = (make(1, a), make(2, b));
