@@ -4,7 +4,8 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 
 use millstream_tests::{
-    Lab, Namespace, PATIENCE, Process, Site, content, millstream_binary, profile, project_file,
+    Lab, Namespace, PATIENCE, Process, Signal, Site, content, millstream_binary, profile,
+    project_file,
 };
 
 /// Starts `millstream echo` on a tap; also gives where it echoes.
@@ -88,6 +89,25 @@ fn parallel_streams_do_not_mix() {
         });
     });
     let finished = process.interrupt();
+    assert!(finished.success(), "{finished}");
+}
+
+#[test]
+fn an_interrupted_echo_ends_its_connections_in_good_order() {
+    let lab = Lab::new();
+    let ns = lab.namespace();
+    let (process, address) = echo(&ns);
+    ns.ip("addr add 198.18.0.1/24 dev dtap0");
+    ns.enter(|| {
+        let mut stream = connect(address);
+        stream.write_all(b"once").expect("to send");
+        let mut back = [0; 4];
+        stream.read_exact(&mut back).expect("the echo");
+        process.signal(Signal::INT);
+        // The end of the stream, not a reset or a silence.
+        assert_eq!(stream.read(&mut back).expect("the end"), 0);
+    });
+    let finished = process.finish();
     assert!(finished.success(), "{finished}");
 }
 

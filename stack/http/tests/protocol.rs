@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -287,6 +288,173 @@ fn a_body_does_not_destroy_the_response() {
         })
     });
     assert_eq!(Response::parse(&bytes, false).0.status, 405);
+}
+
+/// Has the server keep `/six.bin`.
+fn cache_six(world: &mut World) {
+    for _ in 0..5 {
+        world.get("/six.bin", "");
+        world.pass(Duration::from_millis(10));
+    }
+    assert!(world.server.stats().cache_hits > 0);
+}
+
+#[test]
+fn a_close_with_more_to_read_does_not_destroy_the_response() {
+    let mut world = world();
+    cache_six(&mut world);
+    // The requests behind it stay unread, as their answers would not be sent.
+    let mut text = String::from("GET /six.bin HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
+    text += &"GET /one HTTP/1.1\r\nHost: h\r\n\r\n".repeat(60);
+    let bytes = world.exchange(text);
+    let (response, rest) = Response::parse(&bytes, false);
+    assert!(response.body == pattern(6 << 10));
+    assert_eq!(response.field("Connection"), Some("close"));
+    assert!(rest.is_empty(), "what follows `close` is not answered");
+}
+
+#[test]
+fn what_comes_after_the_close_does_not_destroy_the_response() {
+    let mut world = world();
+    cache_six(&mut world);
+    // The peer sends on while the response is on its way, and reads only later.
+    let bytes = world.run(|stack| {
+        Box::pin(async move {
+            let stream = stack.connect(SERVER).await.unwrap();
+            stream.set_nodelay(true);
+            let text = "GET /six.bin HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n";
+            stream.write_all(text.as_bytes()).await.unwrap();
+            for _ in 0..100 {
+                stack.sleep(Duration::from_micros(20)).await;
+                stream.write_all(b"more").await.unwrap();
+            }
+            stack.sleep(Duration::from_millis(100)).await;
+            stream.write_all(b"more").await.expect("not reset");
+            read_to_end(&stream).await
+        })
+    });
+    assert!(Response::parse(&bytes, false).0.body == pattern(6 << 10));
+}
+
+#[test]
+fn a_response_that_takes_long_to_read_is_waited_for() {
+    let mut world = world();
+    cache_six(&mut world);
+    // More than the time to linger passes before the peer has room for the end of the response, and
+    // it sends something then.
+    let bytes = world.run(|stack| {
+        Box::pin(async move {
+            let stream = stack.connect(SERVER).await.unwrap();
+            let ask = |end| format!("GET /six.bin HTTP/1.1\r\nHost: h\r\n{end}\r\n");
+            let text = ask("").repeat(60) + &ask("Connection: close\r\n");
+            stream.write_all(text.as_bytes()).await.unwrap();
+            stack.sleep(Duration::from_secs(10)).await;
+            stream.write_all(b"more").await.unwrap();
+            read_to_end(&stream).await
+        })
+    });
+    let mut rest = &bytes[..];
+    for i in 0..61 {
+        let (response, more) = Response::parse(rest, false);
+        assert!(response.body == pattern(6 << 10), "{i}");
+        rest = more;
+    }
+    assert!(rest.is_empty());
+}
+
+#[test]
+fn a_peer_that_never_closes_is_left_in_time() {
+    let mut world = world();
+    let linger = Timeouts::default().linger;
+    for chatty in [false, true] {
+        let stack = world.client.stack().clone();
+        let ended = Rc::new(Cell::new(false));
+        let end = Rc::clone(&ended);
+        let task = async move {
+            let stream = stack.connect(SERVER).await.unwrap();
+            let text = "GET /one HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n";
+            stream.write_all(text.as_bytes()).await.unwrap();
+            assert!(!read_to_end(&stream).await.is_empty());
+            end.set(true);
+            if chatty {
+                while stream.write_all(&[b'x'; 1000]).await.is_ok() {
+                    stack.sleep(Duration::from_millis(1)).await;
+                }
+            }
+            stack.sleep(Duration::from_secs(100)).await;
+        };
+        drop(world.client.stack().spawn(task).unwrap());
+        world.run_until(|| ended.get());
+        let (start, server) = (world.now(), world.server.clone());
+        assert_eq!(server.connections(), 1, "it is not let go at once");
+        world.run_until(|| server.connections() == 0);
+        let took = world.now() - start;
+        let (least, most) = match chatty {
+            false => (linger - Duration::from_millis(100), linger + Duration::from_millis(100)),
+            // 256 KiB at a thousand bytes a millisecond.
+            true => (Duration::from_millis(200), Duration::from_millis(400)),
+        };
+        assert!((least..most).contains(&took), "chatty: {chatty}, {took:?}");
+    }
+}
+
+#[test]
+fn draining_does_not_destroy_the_response() {
+    let mut world = world();
+    cache_six(&mut world);
+    let server = world.server.clone();
+    let bytes = world.run(|stack| {
+        Box::pin(async move {
+            let stream = stack.connect(SERVER).await.unwrap();
+            let mut text = String::from("GET /large.bin HTTP/1.1\r\nHost: h\r\n\r\n");
+            text += &"GET /six.bin HTTP/1.1\r\nHost: h\r\n\r\n".repeat(400);
+            stream.write_all(text.as_bytes()).await.unwrap();
+            let first = stream.read_buf().await.unwrap().unwrap().to_vec();
+            server.drain();
+            [first, read_to_end(&stream).await].concat()
+        })
+    });
+    let (large, rest) = Response::parse(&bytes, false);
+    assert!(large.body == pattern(3 << 20));
+    let (six, rest) = Response::parse(rest, false);
+    assert!(six.body == pattern(6 << 10), "the response that announced the close is whole");
+    assert_eq!(six.field("Connection"), Some("close"));
+    assert!(rest.is_empty());
+}
+
+#[test]
+fn a_connection_turned_away_sees_why() {
+    // Some are looked after until they close; the others may not suffer from what has arrived.
+    let config = ServerConfig { connections: 1, ..server_config() };
+    let mut world = World::new(folder(), config);
+    let statuses = world.run(|stack| {
+        Box::pin(async move {
+            let first = stack.connect(SERVER).await.unwrap();
+            first.write_all(b"GET /one HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
+            assert_eq!(responses(&first, 1).await[0].status, 200);
+            let mut others = Vec::new();
+            for _ in 0..10 {
+                let other = stack.connect(SERVER).await.unwrap();
+                other.set_nodelay(true);
+                // At once, and again after the close.
+                for _ in 0..3 {
+                    other.write_all(b"GET /one HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
+                    stack.sleep(Duration::from_micros(30)).await;
+                }
+                others.push(other);
+            }
+            stack.sleep(Duration::from_millis(100)).await;
+            let mut statuses = Vec::new();
+            for other in &others {
+                other.write_all(b"more").await.expect("not reset");
+                let bytes = read_to_end(other).await;
+                statuses.push(Response::parse(&bytes, false).0.status);
+            }
+            statuses
+        })
+    });
+    assert_eq!(statuses, [503; 10]);
+    assert_eq!(world.server.stats().connections_refused, 10);
 }
 
 #[test]
