@@ -2,7 +2,7 @@
 //!
 //! Each test has a [`Lab`]: network namespaces with names of their own, a folder for its files, and
 //! the processes that it started, which end with it. Nothing outside of the namespaces sees a frame.
-//! Waits end with an event ([`Process::wait_line`], [`Process::wait`]) and have a bound only so that
+//! Waits end with an event ([`Process::wait_line`], [`Process::finish`]) and have a bound only so that
 //! a failure does not hang; no test asserts how fast something was.
 //!
 //! The tests need root and the packages of `packages.txt`; `make test` sees to both.
