@@ -51,7 +51,7 @@ bench: ## measure all figures; one by `make bench ONLY=pingpong` (root for those
 
 doc: ## write the documentation: target/doc/millstream/index.html
 	@tools/install-packages build
-	cargo doc --locked --no-deps --workspace
+	cargo doc --locked --no-deps --workspace --exclude millstream-apps --exclude millstream-tests
 
 clean: ## remove what was built
 	cargo clean

@@ -249,9 +249,8 @@ impl Executor {
         let mut slots = self.slots.borrow_mut();
         slots.tasks -= 1;
         if stale {
-            // It woke itself and then ended: its number is still in the ring. The slot is reused
-            // only by a task whose first poll that entry may serve, so it does no harm, but the
-            // ring has one entry a slot: take it out.
+            // It woke itself and then ended: its number is still in the ring, which has room for one
+            // entry a slot.
             self.remove_from_ring(number);
         }
         slots.slots[number as usize] = Slot::Free { next: slots.free };

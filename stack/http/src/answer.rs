@@ -44,10 +44,8 @@ pub(crate) enum Body {
 pub(crate) enum Then {
     /// The next request is served.
     Stay,
-    /// It is closed.
+    /// It is closed; what the peer still sends is thrown away.
     Close,
-    /// It is closed, and what the peer still sends is thrown away first.
-    Linger,
 }
 
 pub(crate) struct Reply {
@@ -385,8 +383,7 @@ impl Site {
     #[cold]
     pub fn refuse(&mut self, status: Status, with_body: bool, now: Instant) -> Reply {
         self.today.update(now);
-        let reply = self.plain(status, Persist::Close, with_body);
-        Reply { then: Then::Linger, ..reply }
+        self.plain(status, Persist::Close, with_body)
     }
 }
 

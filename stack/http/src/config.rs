@@ -10,13 +10,14 @@ pub struct Timeouts {
     pub header: Duration,
     /// From a response to the next request. Ends with a close.
     pub idle: Duration,
-    /// A peer that we wait for while sending must acknowledge [`Self::send_bytes_min`] in this time,
-    /// over and over. Ends with a reset.
+    /// A peer that we wait for while sending, or in order to close, must acknowledge
+    /// [`Self::send_bytes_min`] (or all that there is) in this time, over and over. Ends with a reset.
     pub send: Duration,
     /// See [`Self::send`].
     pub send_bytes_min: u64,
-    /// After an error the peer has this long to read the response, while what it still sends is
-    /// thrown away; a reset would destroy the response on its way (RFC 9112 section 9.6).
+    /// When we close, the peer has this long to close too, from when it has acknowledged the last
+    /// response. What it still sends meanwhile is thrown away: a reset would destroy the response
+    /// before it is read (RFC 9112 section 9.6).
     pub linger: Duration,
 }
 

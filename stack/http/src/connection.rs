@@ -1,5 +1,6 @@
 //! One connection: requests in, responses out, in order.
 
+use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::ops::Range;
 use std::pin::{Pin, pin};
@@ -16,14 +17,16 @@ use crate::answer::{Answer, Body, Head, Reply, Then};
 use crate::response::Status;
 use crate::server::Shared;
 
-/// Bytes that are thrown away after an error before the connection is given up.
+/// Bytes that are thrown away after a close. A peer that sends more has to take the response first.
 const LINGER_BYTES_MAX: usize = 256 << 10;
 
 /// Why a connection ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
-    /// As agreed.
-    Done,
+    /// By the peer, which sends nothing more.
+    Peer,
+    /// By us, after a response that says so or because the server drains.
+    Close,
     /// The peer or the network ended it.
     Broken,
     /// The disk failed; the stack has reset it.
@@ -190,21 +193,27 @@ impl Connection {
 
     /// Serves it to its end.
     pub async fn run(mut self) {
-        let end = self.serve().await.err().unwrap_or(End::Done);
+        let Err(end) = self.serve().await;
+        self.count(end);
+        match end {
+            End::Close | End::Idle => self.close().await,
+            End::SlowReader => self.stream.abort(),
+            End::Peer | End::Broken | End::Disk => {}
+        }
+    }
+
+    fn count(&self, end: End) {
         let stats = &mut self.shared.site.borrow_mut().stats;
         match end {
-            End::Done => {}
+            End::Peer | End::Close => {}
             End::Broken => stats.connections_broken += 1,
             End::Disk => stats.disk_errors += 1,
             End::Idle => stats.timeouts_idle += 1,
             End::SlowReader => stats.timeouts_send += 1,
         }
-        if end == End::SlowReader {
-            self.stream.abort();
-        }
     }
 
-    async fn serve(&mut self) -> Result<(), End> {
+    async fn serve(&mut self) -> Result<Infallible, End> {
         let mut fresh = true;
         loop {
             let bytes = self.input.bytes();
@@ -226,7 +235,6 @@ impl Connection {
                         let Some(status) = self.too_much() else { continue };
                         self.refuse(status)
                     }
-                    Received::End => return Ok(()),
                     Received::TooSlow => self.refuse(Status::REQUEST_TIMEOUT),
                 },
             };
@@ -239,11 +247,7 @@ impl Connection {
                     let span = if begun { timeouts.header } else { timeouts.idle };
                     self.pace.deadline = self.pace.stack.now() + span;
                 }
-                Then::Close => return Ok(()),
-                Then::Linger => {
-                    self.linger().await;
-                    return Ok(());
-                }
+                Then::Close => return Err(End::Close),
             }
         }
     }
@@ -289,12 +293,12 @@ impl Connection {
         poll_fn(|cx| {
             let slice = match stream.poll_read_buf(cx) {
                 Poll::Ready(Ok(Some(slice))) => slice,
-                Poll::Ready(Ok(None)) => return Poll::Ready(Ok(Received::End)),
+                Poll::Ready(Ok(None)) => return Poll::Ready(Err(End::Peer)),
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(End::Broken)),
                 Poll::Pending => {
                     let waits = input.bytes().is_empty();
                     if waits && shared.is_draining() {
-                        return Poll::Ready(Ok(Received::End));
+                        return Poll::Ready(Err(End::Close));
                     }
                     return pace.poll(cx).map(|()| match waits {
                         true => Err(End::Idle),
@@ -408,25 +412,53 @@ impl Connection {
         .await
     }
 
-    /// Closes our direction, and reads on for a while so that the peer gets to see the response.
-    async fn linger(&mut self) {
+    /// Closes in good order, by us first (RFC 9112 section 9.6): ends our direction, and reads on so
+    /// that nothing the peer sends makes a reset of the close, which would destroy what it has not
+    /// read yet. Over when the peer closes; at the latest some time after it has acknowledged
+    /// everything, for which it has as long as for any response.
+    pub async fn close(&mut self) {
+        if self.linger().await == Err(End::SlowReader) {
+            self.count(End::SlowReader);
+            self.stream.abort();
+        }
+    }
+
+    async fn linger(&mut self) -> Result<(), End> {
         let Self { shared, stream, input, pace, .. } = self;
         stream.shutdown();
         input.slice = None;
         input.forget();
-        pace.deadline = pace.stack.now() + shared.config.timeouts.linger;
-        let mut thrown_away = 0;
+        pace.grace = None;
+        let mut room = LINGER_BYTES_MAX;
+        let mut flushed = false;
+        let mut flushing = pin!(stream.flushed());
         poll_fn(|cx| {
-            while let Poll::Ready(read) = stream.poll_read_buf(cx) {
-                let Ok(Some(slice)) = read else { return Poll::Ready(()) };
-                thrown_away += slice.len();
-                if thrown_away > LINGER_BYTES_MAX {
-                    return Poll::Ready(());
-                }
+            // Without room left, the window closes and holds the peer back.
+            while room > 0
+                && let Poll::Ready(read) = stream.poll_read_buf(cx)
+            {
+                // Its end, or a reset.
+                let Ok(Some(slice)) = read else { return Poll::Ready(Ok(())) };
+                room = room.saturating_sub(slice.len());
             }
-            pace.poll(cx)
+            if !flushed {
+                match flushing.as_mut().poll(cx) {
+                    Poll::Ready(Ok(())) => {}
+                    Poll::Ready(Err(_)) => return Poll::Ready(Ok(())),
+                    Poll::Pending => {
+                        let acked = stream.acked_total();
+                        return pace.poll_stall(cx, acked).map(|()| Err(End::SlowReader));
+                    }
+                }
+                flushed = true;
+                pace.deadline = pace.stack.now() + shared.config.timeouts.linger;
+            }
+            if room == 0 {
+                return Poll::Ready(Ok(()));
+            }
+            pace.poll(cx).map(Ok)
         })
-        .await;
+        .await
     }
 }
 
@@ -440,6 +472,5 @@ enum Received {
         /// They may make a request whole.
         complete: bool,
     },
-    End,
     TooSlow,
 }

@@ -41,6 +41,8 @@ pub(crate) struct Shared {
     pub site: RefCell<Site>,
     partial_bytes: Cell<isize>,
     listeners: Cell<usize>,
+    /// Connections that were turned away and still linger.
+    leaving: Cell<usize>,
     /// Tasks to be woken when the server drains, by number.
     wakers: RefCell<Wakers>,
 }
@@ -110,6 +112,26 @@ impl Drop for Place {
     }
 }
 
+/// One of the connections that were turned away and have not closed yet. They are bounded too.
+struct Leaving(Rc<Shared>);
+
+impl Leaving {
+    fn new(shared: &Rc<Shared>) -> Option<Self> {
+        let max = (shared.config.connections / 16).max(16);
+        let count = shared.leaving.get();
+        (count < max).then(|| {
+            shared.leaving.set(count + 1);
+            Self(Rc::clone(shared))
+        })
+    }
+}
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        self.0.leaving.set(self.0.leaving.get() - 1);
+    }
+}
+
 impl FileServer {
     /// Depth that the queue for [`Self::new`] needs in order to fill the cache well.
     pub const FILL_DEPTH: usize = 16;
@@ -123,6 +145,7 @@ impl FileServer {
             site: RefCell::new(site),
             partial_bytes: Cell::new(0),
             listeners: Cell::new(0),
+            leaving: Cell::new(0),
             wakers: RefCell::default(),
         };
         Self { stack: stack.clone(), shared: Rc::new(shared) }
@@ -140,12 +163,12 @@ impl FileServer {
         };
         while let Some((stream, _peer)) = poll_fn(&mut accept).await {
             if self.connections() >= self.shared.config.connections {
-                self.turn_away(&stream);
+                self.turn_away(stream);
                 continue;
             }
             let server = self.clone();
             if self.stack.spawn(async move { server.serve_connection(stream).await }).is_err() {
-                // The stream went with the future: closed in good order.
+                // The stream went with the future: closed, or reset if a request is there already.
                 self.shared.site.borrow_mut().stats.connections_refused += 1;
             }
         }
@@ -178,7 +201,7 @@ impl FileServer {
         wakers.iter().for_each(Waker::wake_by_ref);
     }
 
-    /// Connections that are being served.
+    /// Connections that are being served or closed; not those that were turned away.
     pub fn connections(&self) -> usize {
         let wakers = self.shared.wakers.borrow();
         wakers.slots.len() - wakers.free.len() - self.shared.listeners.get()
@@ -189,9 +212,11 @@ impl FileServer {
         self.shared.site.borrow().stats
     }
 
-    /// One write without waiting, then the end.
+    /// One write without waiting, then the close. While there are not too many of them, a task of its
+    /// own lingers on it, as a request that comes later would make a reset of the close; after that
+    /// only what has arrived by now is taken care of.
     #[cold]
-    fn turn_away(&self, stream: &TcpStream) {
+    fn turn_away(&self, stream: TcpStream) {
         let mut site = self.shared.site.borrow_mut();
         site.stats.connections_refused += 1;
         site.refuse(Status::UNAVAILABLE, true, self.stack.now());
@@ -199,6 +224,16 @@ impl FileServer {
         let _ = stream.poll_write(&mut cx, &site.scratch);
         drop(site);
         stream.shutdown();
+        // No more than the window holds; the shard does not receive meanwhile.
+        while let Poll::Ready(Ok(Some(_))) = stream.poll_read_buf(&mut cx) {}
+        if let Some(leaving) = Leaving::new(&self.shared) {
+            let mut connection = Connection::new(Rc::clone(&self.shared), stream);
+            // Without a task to spare, the stream goes with the future.
+            let _ = self.stack.spawn(async move {
+                connection.close().await;
+                drop(leaving);
+            });
+        }
     }
 
     /// Sees to it that a task looks after the reads that fill the cache, while there are any.

@@ -23,6 +23,22 @@ fn world() -> World {
     World::new(folder(), server_config())
 }
 
+/// Has the server keep files in its cache. The disk takes real time, so they are asked for until
+/// that is seen.
+fn keep(world: &mut World, paths: &[&str]) {
+    for _ in 0..100_000 {
+        for path in paths {
+            world.get(path, "");
+        }
+        world.pass(Duration::from_millis(5));
+        if world.server.stats().cache_fills == paths.len() as u64 {
+            return;
+        }
+        std::thread::yield_now();
+    }
+    panic!("never read into the cache");
+}
+
 /// Reads until `count` responses are there.
 async fn responses(stream: &TcpStream, count: usize) -> Vec<Response> {
     let mut bytes = Vec::new();
@@ -124,12 +140,7 @@ fn an_error_does_not_end_a_connection_that_is_in_step() {
 #[test]
 fn pipelined_requests_are_answered_in_order_and_together() {
     let mut world = world();
-    // So that the small files come from the cache.
-    for _ in 0..3 {
-        world.get("/one", "");
-        world.get("/two", "");
-        world.pass(Duration::from_millis(5));
-    }
+    keep(&mut world, &["/one", "/two", "/six.bin"]);
     let before = world.shard.stack().metrics().tcp_segments_out;
     let found = world.run(|stack| {
         Box::pin(async move {
@@ -271,6 +282,37 @@ fn a_client_that_does_not_read_is_reset() {
 }
 
 #[test]
+fn a_client_that_reads_slowly_but_enough_is_served() {
+    let mut world = world();
+    // From the disk, in many times the time that is given for one share.
+    let start = world.now();
+    let bytes = world.run(|stack| {
+        Box::pin(async move {
+            let stream = stack.connect(SERVER).await.unwrap();
+            stream.write_all(b"GET /large.bin HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
+            let (mut all, mut pause_at) = (Vec::new(), 0);
+            while all.len() < 3 << 20 {
+                if all.len() >= pause_at {
+                    stack.sleep(Duration::from_secs(20)).await;
+                    pause_at = all.len() + (200 << 10);
+                }
+                match stream.read_buf().await {
+                    Ok(Some(slice)) => all.extend_from_slice(&slice),
+                    other => panic!("{other:?} after {} bytes", all.len()),
+                }
+            }
+            while !whole(&all) {
+                all.extend_from_slice(&stream.read_buf().await.unwrap().unwrap());
+            }
+            all
+        })
+    });
+    assert!(Response::parse(&bytes, false).0.body == pattern(3 << 20));
+    assert!((world.now() - start).as_secs() > 200);
+    assert_eq!(world.server.stats().timeouts_send, 0);
+}
+
+#[test]
 fn a_body_does_not_destroy_the_response() {
     let mut world = world();
     // More than fits the window, so that a reset would overtake the response.
@@ -290,19 +332,10 @@ fn a_body_does_not_destroy_the_response() {
     assert_eq!(Response::parse(&bytes, false).0.status, 405);
 }
 
-/// Has the server keep `/six.bin`.
-fn cache_six(world: &mut World) {
-    for _ in 0..5 {
-        world.get("/six.bin", "");
-        world.pass(Duration::from_millis(10));
-    }
-    assert!(world.server.stats().cache_hits > 0);
-}
-
 #[test]
 fn a_close_with_more_to_read_does_not_destroy_the_response() {
     let mut world = world();
-    cache_six(&mut world);
+    keep(&mut world, &["/six.bin"]);
     // The requests behind it stay unread, as their answers would not be sent.
     let mut text = String::from("GET /six.bin HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
     text += &"GET /one HTTP/1.1\r\nHost: h\r\n\r\n".repeat(60);
@@ -316,7 +349,7 @@ fn a_close_with_more_to_read_does_not_destroy_the_response() {
 #[test]
 fn what_comes_after_the_close_does_not_destroy_the_response() {
     let mut world = world();
-    cache_six(&mut world);
+    keep(&mut world, &["/six.bin"]);
     // The peer sends on while the response is on its way, and reads only later.
     let bytes = world.run(|stack| {
         Box::pin(async move {
@@ -339,7 +372,7 @@ fn what_comes_after_the_close_does_not_destroy_the_response() {
 #[test]
 fn a_response_that_takes_long_to_read_is_waited_for() {
     let mut world = world();
-    cache_six(&mut world);
+    keep(&mut world, &["/six.bin"]);
     // More than the time to linger passes before the peer has room for the end of the response, and
     // it sends something then.
     let bytes = world.run(|stack| {
@@ -401,7 +434,7 @@ fn a_peer_that_never_closes_is_left_in_time() {
 #[test]
 fn draining_does_not_destroy_the_response() {
     let mut world = world();
-    cache_six(&mut world);
+    keep(&mut world, &["/six.bin"]);
     let server = world.server.clone();
     let bytes = world.run(|stack| {
         Box::pin(async move {
@@ -520,11 +553,14 @@ fn draining_ends_idle_connections_and_finishes_the_others() {
             server.drain();
             assert!(read_to_end(&idle).await.is_empty(), "the idle one is closed");
             let rest = read_to_end(&busy).await;
-            assert_eq!(server.connections(), 0);
             Response::parse(&[first, rest].concat(), false).0.body
         })
     });
     assert!(body == pattern(3 << 20));
+    // The client has closed too by now.
+    let (start, server) = (world.now(), world.server.clone());
+    world.run_until(|| server.connections() == 0);
+    assert!(world.now() - start < Duration::from_millis(100));
 }
 
 #[test]
