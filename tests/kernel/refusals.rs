@@ -76,10 +76,14 @@ fn too_little_memory_is_said() {
     let lab = Lab::new();
     let ns = lab.namespace();
     let site = Site::new(&lab);
-    // 256 GiB of blocks; more packet buffers than fit the memory that DPDK was given.
-    for (key, word) in [("memory.blocks=16777216", "memory.blocks"), ("link.mbufs=400000", "mbufs")]
-    {
-        on_tap(&ns, site.root(), &[key]).assert_refusal(RUNTIME, &["memory", word]);
+    // 256 GiB of blocks; more packet buffers than fit the memory that DPDK was given, which does not
+    // grow without huge pages.
+    let cases = [
+        (["memory.blocks=16777216", "memory.huge_pages=never"], "memory.blocks"),
+        (["link.mbufs=400000", "dpdk.huge_pages=never"], "mbufs"),
+    ];
+    for (keys, word) in cases {
+        on_tap(&ns, site.root(), &keys).assert_refusal(RUNTIME, &["memory", word]);
     }
 }
 

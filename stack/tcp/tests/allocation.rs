@@ -2,35 +2,11 @@
 
 mod common;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
-
+use allocation_counter::measure;
 use millstream_buf::{Arena, ArenaConfig, HugePages, IoBuf, SizeClass, Staging};
 use millstream_tcp::{Config, Env, Events, Segment, SliceSlab, State, Tcb, TcpStats};
 use millstream_timer::Instant;
 use millstream_wire::tcp::{Header, SeqNumber};
-
-thread_local!(static COUNT: Cell<u64> = const { Cell::new(0) });
-
-/// The system's allocator, counting.
-struct Counting;
-
-// SAFETY: everything is passed on to the system's allocator.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        COUNT.with(|count| count.set(count.get() + 1));
-        // SAFETY: the caller's promises are those of `System`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        // SAFETY: `at` came from `System`.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 struct End {
     tcb: Option<Tcb>,
@@ -112,17 +88,18 @@ fn ping_pong_allocates_nothing() {
     let mut staging = Staging::new(arena.clone(), SizeClass::Frame);
     let mut now = Instant::from_micros(1_000_000);
     let mut ends = connect(now, &config);
-    let before = COUNT.with(Cell::get);
-    for _ in 0..10_000 {
-        now = now.plus_nanos(1000);
-        for from in 0..2 {
-            let byte = staging.put(b"x").unwrap();
-            assert!(send(&mut ends[from], now, &config, byte));
-            assert!(carry(&mut ends, from, now, &config, false));
-            assert!(!carry(&mut ends, from, now, &config, false));
+    let allocated = measure(|| {
+        for _ in 0..10_000 {
+            now = now.plus_nanos(1000);
+            for from in 0..2 {
+                let byte = staging.put(b"x").unwrap();
+                assert!(send(&mut ends[from], now, &config, byte));
+                assert!(carry(&mut ends, from, now, &config, false));
+                assert!(!carry(&mut ends, from, now, &config, false));
+            }
         }
-    }
-    assert_eq!(COUNT.with(Cell::get), before);
+    });
+    assert_eq!(allocated.count_total, 0);
     assert!(ends[0].stats.fast_path > 9_990 && ends[1].stats.fast_path > 9_990);
     assert_eq!(ends[0].stats.segments_out, 10_002, "each answer carries the ACK");
     release(&mut ends);
@@ -139,28 +116,29 @@ fn bulk_allocates_nothing_even_with_losses() {
     let mut now = Instant::from_micros(1_000_000);
     let mut ends = connect(now, &config);
     let mut random = common::Rng::new(5);
-    let before = COUNT.with(Cell::get);
     let goal = 4 << 20;
-    while ends[0].tcb.as_ref().unwrap().acked_total() < goal {
-        while send(&mut ends[0], now, &config, block.clone()) {}
-        let mut quiet = true;
-        for from in 0..2 {
-            while carry(&mut ends, from, now, &config, random.chance(10)) {
-                quiet = false;
+    let allocated = measure(|| {
+        while ends[0].tcb.as_ref().unwrap().acked_total() < goal {
+            while send(&mut ends[0], now, &config, block.clone()) {}
+            let mut quiet = true;
+            for from in 0..2 {
+                while carry(&mut ends, from, now, &config, random.chance(10)) {
+                    quiet = false;
+                }
+            }
+            let next = ends.iter().map(|end| end.tcb.as_ref().unwrap().deadline()).min().unwrap();
+            now = now.plus_micros(100);
+            if quiet && next > now {
+                now = next;
+            }
+            for end in &mut ends {
+                let mut env =
+                    Env { now, config: &config, slices: &mut end.slab, stats: &mut end.stats };
+                end.tcb.as_mut().unwrap().on_timer(&mut env);
             }
         }
-        let next = ends.iter().map(|end| end.tcb.as_ref().unwrap().deadline()).min().unwrap();
-        now = now.plus_micros(100);
-        if quiet && next > now {
-            now = next;
-        }
-        for end in &mut ends {
-            let mut env =
-                Env { now, config: &config, slices: &mut end.slab, stats: &mut end.stats };
-            end.tcb.as_mut().unwrap().on_timer(&mut env);
-        }
-    }
-    assert_eq!(COUNT.with(Cell::get), before);
+    });
+    assert_eq!(allocated.count_total, 0);
     assert!(ends[0].stats.fast_retransmits > 0 && ends[1].stats.out_of_order > 0);
     release(&mut ends);
 }
