@@ -50,7 +50,7 @@ enum Via {
 
 #[derive(Debug, Args)]
 struct HttpArgs {
-    /// What to ask for, http://ADDRESS[:PORT]/PATH; several are asked for in turn.
+    /// What to ask for, `http://ADDRESS[:PORT]/PATH`; several are asked for in turn.
     #[arg(long = "url", required = true, value_name = "URL")]
     urls: Vec<String>,
     /// A file with further paths on that server, one a line.

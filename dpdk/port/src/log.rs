@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 /// Messages that drivers print at warning level or worse where nothing is wrong: net_tap without
 /// the kernel's multiq qdisc or a secondary process, and with its real-time signals switched off;
 /// net_memif without secondary processes.
-const HARMLESS: [&str; 7] = [
+const HARMLESS: [&str; 8] = [
     "multiq qdisc",
     "qdisc kind is unknown",
     "rte flow support",
@@ -14,6 +14,8 @@ const HARMLESS: [&str; 7] = [
     "send stop req to secondary",
     "rt-signals",
     "register mp action callback",
+    // Of 1 GiB pages, where 2 MiB pages are used.
+    "hugepages reported on node",
 ];
 
 /// The last warning or error: what an error sentence quotes.
