@@ -336,3 +336,37 @@ fn the_same_seed_gives_the_same_run() {
     };
     assert_eq!(run(), run());
 }
+
+#[test]
+fn handshakes_that_never_end_make_way_for_newer_ones() {
+    let link = LinkConfig::symmetric(DirectionConfig::wire(1_000_000_000, 100_000));
+    let mut world = World::new(&link, &DiskConfig::default(), small_limits());
+    let _listener = world.server.0.stack().listen(server_at(80), 2).unwrap();
+    // The server's SYN-ACKs are lost, so its connections stay half open.
+    let lossy = Rc::new(std::cell::Cell::new(true));
+    let flag = Rc::clone(&lossy);
+    world.wire.set_filter(move |_, _, frame| {
+        let syn_ack = frame.get(12..14) == Some(&[8, 0]) && frame.get(47) == Some(&0x12);
+        !(syn_ack && flag.get())
+    });
+    let stack = world.client.0.stack().clone();
+    for _ in 0..2 {
+        let connecting = stack.clone();
+        stack.spawn(async move { connecting.connect(server_at(80)).await.map(|_| ()) }).unwrap();
+    }
+    let server = world.server.0.stack().clone();
+    world.run_until(&"two half open", || server.connections() == 2);
+    lossy.set(false);
+    let connecting = stack.clone();
+    let start = world.clock_nanos();
+    let third =
+        stack.spawn(async move { connecting.connect(server_at(80)).await.map(|_| ()) }).unwrap();
+    let mut outcome = None;
+    world.run_until(&"the third", || {
+        outcome = outcome.take().or_else(|| third.take());
+        outcome.is_some()
+    });
+    assert!(outcome.unwrap().is_ok());
+    assert!(world.clock_nanos() - start < 500_000_000, "at once, not after a retransmission");
+    assert_eq!(server.metrics().half_open_evicted, 1);
+}
