@@ -30,12 +30,8 @@ fn fetch(world: &mut World, file: File, range: std::ops::Range<u64>) -> (Vec<u8>
         }
         got
     });
-    let mut outcome = None;
-    world.run_until(|| {
-        outcome = outcome.take().or_else(|| sending.take());
-        outcome.is_some()
-    });
-    outcome.unwrap().unwrap();
+    let outcome = world.output_of(&sending);
+    outcome.unwrap();
     (got, server.task_polls() - polls_before)
 }
 
@@ -108,12 +104,7 @@ fn few_buffers_serve_many_connections() {
         );
     }
     for handle in handles {
-        let mut got = None;
-        world.run_until(|| {
-            got = got.take().or_else(|| handle.take());
-            got.is_some()
-        });
-        assert!(got.unwrap() == data);
+        assert!(world.output_of(&handle) == data);
     }
     assert!(world.server.stack().metrics().splice_parked > 0, "the buffers were scarce");
     world.settle();
@@ -139,12 +130,8 @@ fn a_peer_that_leaves_takes_its_transfer_along() {
         stream.read_buf().await.unwrap();
         stream.abort();
     });
-    let mut outcome = None;
-    world.run_until(|| {
-        outcome = outcome.take().or_else(|| sending.take());
-        outcome.is_some()
-    });
-    assert!(matches!(outcome, Some(Err(SendFileError::Connection(_)))), "{outcome:?}");
+    let outcome = world.output_of(&sending);
+    assert!(matches!(outcome, Err(SendFileError::Connection(_))), "{outcome:?}");
     world.settle();
     world.assert_clean(false);
 }
@@ -252,10 +239,6 @@ fn a_connection_that_is_gone_takes_no_file() {
         stack.sleep(Duration::from_millis(10)).await;
         stream.abort();
     });
-    let mut got = None;
-    world.run_until(|| {
-        got = got.take().or_else(|| outcome.take());
-        got.is_some()
-    });
-    assert!(matches!(got.unwrap().0, Err(SendFileError::Connection(_))));
+    let got = world.output_of(&outcome);
+    assert!(matches!(got.0, Err(SendFileError::Connection(_))));
 }

@@ -5,7 +5,7 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use millstream_buf::{Arena, ArenaConfig, HugePages};
-use millstream_core::{Ipv4Config, Limits, Shard, ShardConfig};
+use millstream_core::{Ipv4Config, JoinHandle, Limits, Shard, ShardConfig};
 use millstream_disk::{DiskQueue, MemDisk};
 use millstream_link::mem::{MemConfig, MemLink, pair};
 use millstream_timer::VirtualClock;
@@ -81,11 +81,14 @@ impl World {
     /// Runs a future of the client to its end.
     pub fn client_runs<T: 'static>(&mut self, future: impl Future<Output = T> + 'static) -> T {
         let handle = self.client.stack().spawn(future).unwrap();
+        self.output_of(&handle)
+    }
+
+    /// Runs both shards until a task has ended.
+    pub fn output_of<T>(&mut self, handle: &JoinHandle<T>) -> T {
         let mut output = None;
         self.run_until(|| {
-            if output.is_none() {
-                output = handle.take();
-            }
+            output = output.take().or_else(|| handle.take());
             output.is_some()
         });
         output.unwrap()
