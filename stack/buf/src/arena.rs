@@ -333,6 +333,9 @@ fn map(bytes: usize, huge: HugePages) -> Result<(NonNull<u8>, PageKind), ArenaEr
                 return Err(ArenaError::NoMemory { bytes, source });
             }
         }
+        // Shared memory is made of huge pages at once where the kernel can (Linux 6.1), whatever
+        // `shmem_enabled` says; elsewhere this fails and changes nothing.
+        libc::madvise(aligned.as_ptr().cast(), bytes, libc::MADV_COLLAPSE);
         Ok((aligned, PageKind::Base))
     }
 }

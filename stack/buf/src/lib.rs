@@ -26,6 +26,7 @@ mod arena;
 mod copy;
 mod header;
 mod iobuf;
+mod memory;
 mod staging;
 
 pub use agg::Agg;
@@ -33,6 +34,7 @@ pub use arena::{Arena, ArenaConfig, ArenaError, ArenaStats, HugePages, PageKind,
 pub use copy::copy_short;
 pub use header::{BufHeader, DRIVER_WORDS, release_any_thread, retain};
 pub use iobuf::{IoBuf, IoBufMut};
+pub use memory::{advise_huge_pages, prefetch};
 pub use staging::Staging;
 
 /// Size of a [`SizeClass::Frame`] buffer in bytes: one Ethernet frame of 1500 bytes MTU with room
