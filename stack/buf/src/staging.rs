@@ -56,6 +56,26 @@ impl Staging {
         Some(slice)
     }
 
+    /// Copies all of `bytes` into what is left of the current buffer; `None` if they do not fit, or there
+    /// are none. The usual case of [`Self::put`] alone, to be inlined.
+    #[inline]
+    pub fn put_short(&mut self, bytes: &[u8]) -> Option<IoBuf> {
+        let current = self.current.as_ref()?;
+        let header = current.header();
+        if bytes.is_empty() || bytes.len() > self.capacity(current) - self.used {
+            return None;
+        }
+        let at = self.used;
+        self.used += bytes.len();
+        // SAFETY: as in `put`: bytes from `at` on have never been handed out, they lie inside the
+        // buffer, and `current` keeps the header alive.
+        unsafe {
+            let to = header.as_ref().data().as_ptr().add(at);
+            copy_short(std::slice::from_raw_parts_mut(to, bytes.len()), bytes);
+            Some(IoBuf::share(header, at as u32, bytes.len() as u32))
+        }
+    }
+
     /// Copies all of `bytes` into one slice; `None` if the arena is exhausted, or they are longer
     /// than a buffer, or there are none.
     pub fn put_whole(&mut self, bytes: &[u8]) -> Option<IoBuf> {

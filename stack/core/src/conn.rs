@@ -3,7 +3,8 @@
 use std::collections::VecDeque;
 use std::task::Waker;
 
-use millstream_tcp::Tcb;
+use millstream_buf::{advise_huge_pages, prefetch};
+use millstream_tcp::{Events, Tcb};
 use millstream_timer::{Instant, TimerId, TimerWheel};
 
 use crate::channel::Channel;
@@ -70,6 +71,14 @@ pub(crate) struct Conn {
 const _: () = assert!(std::mem::offset_of!(Conn, tcb) == 64);
 
 impl Conn {
+    /// Events that change more than the connection.
+    pub const RARE_EVENTS: Events = Events::ESTABLISHED
+        .union(Events::RESET)
+        .union(Events::REFUSED)
+        .union(Events::TIMED_OUT)
+        .union(Events::CLOSED)
+        .union(Events::TIME_WAIT);
+
     /// Makes sure that the wheel fires no later than TCP wants. Later deadlines move nothing: the
     /// entry fires early, finds nothing due, and is put where it belongs. So the usual case, a
     /// retransmission timer that each ACK pushes back, touches the wheel a few times a second.
@@ -88,6 +97,39 @@ impl Conn {
         }
         self.timer = wheel.insert(at, TOKEN_CONN | number);
         self.timer_at = at;
+    }
+
+    /// Acts on what TCP reported: wakes who waits, and has sent what is to be sent. Returns whether
+    /// there is more to do that is not done to the connection alone.
+    #[inline(always)]
+    pub fn after_usual_events(
+        &mut self,
+        output: &mut VecDeque<u32>,
+        wheel: &mut TimerWheel,
+        number: u32,
+        events: Events,
+    ) -> bool {
+        if events.intersects(Events::READABLE | Events::PEER_CLOSED)
+            && self.facts.contains(Facts::READ_WAITING)
+        {
+            self.facts.remove(Facts::READ_WAITING);
+            if let Some(waker) = &self.read_waker {
+                waker.wake_by_ref();
+            }
+        }
+        let progress = events.intersects(Events::WRITABLE | Events::ACKED);
+        if progress && self.facts.contains(Facts::WRITE_WAITING) && self.splice == NONE {
+            self.facts.remove(Facts::WRITE_WAITING);
+            if let Some(waker) = &self.write_waker {
+                waker.wake_by_ref();
+            }
+        }
+        if events.contains(Events::TRANSMIT) {
+            self.schedule_output(output, number);
+        } else {
+            self.rearm(wheel, number);
+        }
+        events.intersects(Self::RARE_EVENTS) || (progress && self.splice != NONE)
     }
 
     /// Puts it on the list of those that wait for a buffer.
@@ -126,7 +168,9 @@ pub(crate) struct Conns {
 
 impl Conns {
     pub fn new(max: usize) -> Self {
-        Self { slots: Vec::with_capacity(max), free: Vec::with_capacity(max), max, generation: 0 }
+        let slots = Vec::with_capacity(max);
+        advise_huge_pages(&slots);
+        Self { slots, free: Vec::with_capacity(max), max, generation: 0 }
     }
 
     pub fn len(&self) -> usize {
@@ -145,6 +189,14 @@ impl Conns {
     #[inline]
     pub fn get_mut(&mut self, number: u32) -> Option<&mut Conn> {
         self.slots.get_mut(number as usize)?.as_mut()
+    }
+
+    /// Has all of a connection's record fetched that a segment will touch.
+    #[inline(always)]
+    pub fn prefetch(&self, number: u32) {
+        if let Some(slot) = self.slots.get(number as usize) {
+            prefetch(slot);
+        }
     }
 
     /// The connection that `id` names, if it still lives.

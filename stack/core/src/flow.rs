@@ -32,6 +32,19 @@ impl FlowKey {
         self.addresses.to_ne_bytes()
     }
 
+    /// Source and destination of what we send, as they lie in its IP header.
+    #[inline]
+    pub fn addresses_out(&self) -> [u32; 2] {
+        let [a, b, c, d, e, f, g, h] = self.addresses.to_ne_bytes();
+        [u32::from_ne_bytes([e, f, g, h]), u32::from_ne_bytes([a, b, c, d])]
+    }
+
+    /// Source and destination port of what we send, as they lie in its header.
+    #[inline]
+    pub fn ports_out(&self) -> u32 {
+        self.ports.rotate_left(16)
+    }
+
     #[inline]
     pub fn remote(&self) -> Ipv4Addr {
         let [a, b, c, d, ..] = self.addresses.to_ne_bytes();

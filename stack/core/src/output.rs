@@ -10,7 +10,7 @@ use millstream_timer::Instant;
 use millstream_wire::checksum::{Sum, fold_words};
 use millstream_wire::ethernet::{self, Address, EtherType};
 use millstream_wire::ipv4;
-use millstream_wire::tcp::{self, MAX_OPTIONS_LEN};
+use millstream_wire::tcp;
 
 use crate::conn::{ConnId, Facts};
 use crate::flow::FlowKey;
@@ -60,9 +60,10 @@ pub(crate) struct RawFrame {
 }
 
 impl State {
-    /// Sends what connections have to say, as far as the link takes it.
+    /// Sends what connections have to say, as far as the link takes it. Returns how many frames it took.
     #[inline]
-    pub fn transmit<L: Link>(&mut self, link: &mut L) {
+    pub fn transmit<L: Link>(&mut self, link: &mut L) -> usize {
+        let before = self.metrics.tcp_segments_out + self.metrics.other_packets_out;
         if !self.raw.is_empty() {
             self.transmit_raw(link);
         }
@@ -81,6 +82,7 @@ impl State {
             }
             self.output.push_back(number);
         }
+        (self.metrics.tcp_segments_out + self.metrics.other_packets_out - before) as usize
     }
 
     /// Sends the next segment of a connection that is on the list, if it has one.
@@ -105,19 +107,22 @@ impl State {
         }
         let mut more = conn.tcb.transmit(&mut env!(self), &mut self.segment);
         if more {
-            let (len, offload) = build_segment(
-                &mut self.header,
-                self.station.mac,
-                conn.peer_mac,
-                &conn.key,
-                &self.segment,
-                self.checksums,
-            );
-            let header = self.header.get(..len).unwrap_or_default();
-            let frame = TxFrame { header, payload: &self.segment.payload, offload };
-            // Neither can happen (room was asked for, segments fit the MTU); if a link errs, the
-            // segment counts as lost on the wire and is retransmitted.
-            if link.tx(&frame).is_ok() {
+            let lent = link.lend();
+            let in_place = lent.is_some();
+            let header = lent.unwrap_or(&mut self.header);
+            let (mac, key) = (conn.peer_mac, &conn.key);
+            let (len, offload) =
+                build_segment(header, self.station.mac, mac, key, &self.segment, self.checksums);
+            let payload = self.segment.payload.as_slice();
+            let sent = if in_place {
+                link.tx_lent(len, payload, offload)
+            } else {
+                let header = self.header.get(..len).unwrap_or_default();
+                link.tx(&TxFrame { header, payload, offload })
+            };
+            // Neither error can happen (room was asked for, segments fit the MTU); if a link errs,
+            // the segment counts as lost on the wire and is retransmitted.
+            if sent.is_ok() {
                 self.metrics.tcp_segments_out += 1;
             }
             self.segment.payload.clear();
@@ -283,9 +288,10 @@ pub(crate) struct Checksums {
 
 /// Writes the headers of a segment; returns their length and what is left to the NIC.
 ///
-/// Headers are composed as words in registers and summed there, so that no sum waits for bytes that
-/// were only just stored.
-#[inline]
+/// Headers are composed as words in registers, as they lie in memory, and summed there: the sum is the
+/// same in either order of bytes (RFC 1071 section 2(B)), and none waits for bytes that were only just
+/// stored.
+#[inline(always)]
 fn build_segment(
     header: &mut [u8; HEADER_MAX],
     our_mac: [u8; 6],
@@ -294,91 +300,96 @@ fn build_segment(
     segment: &Segment,
     checksums: Checksums,
 ) -> (usize, TxOffload) {
-    let options = segment.options.as_slice();
-    let l4_len = 20 + options.len();
+    let l4_len = tcp::HEADER_LEN + segment.options.len();
     let sums_tcp = !checksums.skip && !checksums.tcp_offload;
-    let (mut payload_len, mut tcp_sum) = (0, Sum::new());
-    let mut add_payload = |slice: &IoBuf| {
-        payload_len += slice.len();
-        if sums_tcp {
-            tcp_sum.add_bytes(slice);
-        }
+    let (payload_len, mut sum) = if segment.payload.is_empty() {
+        (0, Sum::new())
+    } else {
+        sum_payload(&segment.payload, sums_tcp)
     };
-    match segment.payload.as_slice() {
-        [] => {}
-        // Nearly always, and worth a way without a loop.
-        [slice] => add_payload(slice),
-        slices => slices.iter().for_each(add_payload),
-    }
     let segment_len = (l4_len + payload_len) as u32;
 
     header[0..6].copy_from_slice(&peer_mac);
     header[6..12].copy_from_slice(&our_mac);
     header[12..14].copy_from_slice(&EtherType::IPV4.0.to_be_bytes());
 
-    // The addresses count in both sums. Words are totalled as they are and folded once.
-    let (src, dst) = (key.local().to_bits(), key.remote().to_bits());
+    let [src, dst] = key.addresses_out();
     let addresses = u64::from(src) + u64::from(dst);
-
+    let version_and_len = (0x4500_0000 | (segment_len + ipv4::HEADER_LEN as u32)).to_be();
     // RFC 6864: a packet that may not be fragmented (0x4000) needs no identification.
-    let ip = [0x4500_0000 | (segment_len + 20), 0x4000, TTL_AND_TCP << 16, src, dst];
+    let (id_and_flags, ttl_and_protocol) = (0x4000_u32.to_be(), (TTL_AND_TCP << 16).to_be());
     let mut ip_checksum = 0;
     if !checksums.ip_offload && !checksums.skip {
-        let total = addresses + u64::from(ip[0]) + u64::from(ip[1]) + u64::from(ip[2]);
-        ip_checksum = u32::from(!fold_words(total));
+        let constant = u64::from(id_and_flags) + u64::from(ttl_and_protocol);
+        ip_checksum = u32::from(!fold_words(addresses + constant + u64::from(version_and_len)));
     }
-    put_words(header, IP_OFFSET, &[ip[0], ip[1], ip[2] | ip_checksum, src, dst]);
+    let third = ttl_and_protocol | ip_checksum.to_be();
+    put_words(header, IP_OFFSET, [version_and_len, id_and_flags, third, src, dst]);
 
-    let ports = u32::from(key.local_port()) << 16 | u32::from(key.remote_port());
+    let ports = key.ports_out();
     let offset_and_flags = (l4_len as u32 / 4) << 12 | u32::from(segment.flags.bits());
-    let flags_and_window = offset_and_flags << 16 | u32::from(segment.window);
+    let flags_and_window = (offset_and_flags << 16 | u32::from(segment.window)).to_be();
+    let (seq, ack) = (segment.seq.0.to_be(), segment.ack.0.to_be());
+    let options = segment.options.as_padded();
+    if let Some(room) = header[OPTIONS_OFFSET..].first_chunk_mut() {
+        // All that options can be, since a copy of known length is a few stores.
+        *room = *options;
+    }
     let mut tcp_checksum = 0;
     if !checksums.skip {
-        let pseudo = u32::from(ipv4::Protocol::TCP.0) << 16 | segment_len;
+        let pseudo = (u32::from(ipv4::Protocol::TCP.0) << 16 | segment_len).to_be();
         let mut total = addresses + u64::from(pseudo);
-        tcp_checksum = if checksums.tcp_offload {
-            fold_words(total)
+        if sums_tcp {
+            total += u64::from(ports) + u64::from(seq) + u64::from(ack);
+            total += u64::from(flags_and_window);
+            // Options are whole words; those of nearly every segment are three.
+            for word in options.as_chunks::<4>().0.iter().take(segment.options.len() / 4) {
+                total += u64::from(u32::from_ne_bytes(*word));
+            }
+            sum.add_words(total);
+            tcp_checksum = sum.finish();
         } else {
-            for word in [ports, segment.seq.0, segment.ack.0, flags_and_window] {
-                total += u64::from(word);
-            }
-            // Options are whole words. Those of nearly every segment are of a known length.
-            let mut option_sum = Sum::new();
-            match <&[u8; 12]>::try_from(options) {
-                Ok(options) => option_sum.add_bytes(options),
-                Err(_) => option_sum.add_bytes(options),
-            }
-            total += u64::from(option_sum.fold());
-            tcp_sum.add_u16(fold_words(total));
-            tcp_sum.finish()
-        };
+            tcp_checksum = fold_words(total);
+        }
     }
-    let checksum_word = u32::from(tcp_checksum) << 16;
-    let tcp = [ports, segment.seq.0, segment.ack.0, flags_and_window, checksum_word];
-    put_words(header, L4_OFFSET, &tcp);
-    // All that options can be, since a copy of known length is a few stores.
-    header[OPTIONS_OFFSET..OPTIONS_OFFSET + MAX_OPTIONS_LEN]
-        .copy_from_slice(segment.options.as_padded());
+    let checksum = (u32::from(tcp_checksum) << 16).to_be();
+    put_words(header, L4_OFFSET, [ports, seq, ack, flags_and_window, checksum]);
 
-    let offload = TxOffload {
-        l2_len: IP_OFFSET as u8,
-        l3_len: ipv4::HEADER_LEN as u8,
-        l4_len: l4_len as u8,
-        ipv4_checksum: checksums.ip_offload,
-        tcp_checksum: checksums.tcp_offload,
-        ..TxOffload::default()
-    };
+    let mut offload = TxOffload::default();
+    if checksums.ip_offload || checksums.tcp_offload {
+        offload.l2_len = IP_OFFSET as u8;
+        offload.l3_len = ipv4::HEADER_LEN as u8;
+        offload.l4_len = l4_len as u8;
+        offload.ipv4_checksum = checksums.ip_offload;
+        offload.tcp_checksum = checksums.tcp_offload;
+    }
     (L4_OFFSET + l4_len, offload)
 }
 
 /// Time to live and protocol, as they stand beside each other.
 const TTL_AND_TCP: u32 = (TTL as u32) << 8 | ipv4::Protocol::TCP.0 as u32;
 
-#[inline]
-fn put_words(header: &mut [u8; HEADER_MAX], at: usize, words: &[u32; 5]) {
-    for (room, word) in header[at..at + 20].as_chunks_mut::<4>().0.iter_mut().zip(words) {
-        *room = word.to_be_bytes();
+/// Writes words that are in network order already.
+#[inline(always)]
+fn put_words(header: &mut [u8; HEADER_MAX], at: usize, words: [u32; 5]) {
+    let room = header[at..at + 20].as_chunks_mut::<4>().0;
+    if let [a, b, c, d, e] = room {
+        [*a, *b, *c, *d, *e] = words.map(u32::to_ne_bytes);
     }
+}
+
+/// Length of a payload, and its sum if that is wanted. Not inlined: what it takes to sum runs of any
+/// length would crowd the headers out of the registers.
+#[inline(never)]
+fn sum_payload(slices: &[IoBuf], wanted: bool) -> (usize, Sum) {
+    let (mut len, mut sum) = (0, Sum::new());
+    for slice in slices {
+        len += slice.len();
+        if wanted {
+            sum.add_bytes(slice);
+        }
+    }
+    (len, sum)
 }
 
 #[cfg(test)]

@@ -1,70 +1,135 @@
 //! Segments of connections: from the channel into TCP.
 
-use millstream_tcp::Events;
+use millstream_buf::IoBuf;
+use millstream_link::RxFrame;
+use millstream_tcp::{Env, Events, Tcb};
 use millstream_wire::checksum::Sum;
 use millstream_wire::ipv4::Protocol;
 use millstream_wire::tcp::{Flags, Header, SeqNumber};
 
 use crate::channel::Packet;
-use crate::conn::NONE;
+use crate::conn::{Conn, NONE};
+use crate::demux::{self, Class};
 use crate::flow::FlowKey;
 use crate::state::{State, env};
 
+/// What TCP has to do with a packet.
+enum Taken {
+    /// It was dealt with, or dropped and counted.
+    Events(Events),
+    /// It opens a new connection in the place of the one in TIME_WAIT.
+    Reopens,
+}
+
+/// Runs TCP on a packet of `conn`. The shard comes field by field, since the packet may be borrowed
+/// from one of them.
+macro_rules! input_packet {
+    ($state:expr, $conn:expr, $packet:expr, $input:path) => {
+        'packet: {
+            let (conn, packet): (&mut Conn, &Packet) = ($conn, $packet);
+            let l4 = packet.l4();
+            if !packet.checksum_good && !sums_up(conn.key.addresses(), l4) {
+                $state.rx.drop_l4_checksum += 1;
+                break 'packet Taken::Events(Events::empty());
+            }
+            let Ok((header, header_len)) = Header::parse(l4) else {
+                $state.rx.drop_malformed += 1;
+                break 'packet Taken::Events(Events::empty());
+            };
+            if header.flags.contains(Flags::SYN)
+                && conn.listener != NONE
+                && conn.tcb.may_be_reopened_by(&header)
+            {
+                break 'packet Taken::Reopens;
+            }
+            let mut payload = (l4.len() > header_len).then(|| {
+                let start = usize::from(packet.l4_offset) + header_len;
+                packet.frame.slice(start..usize::from(packet.end))
+            });
+            if $state.rx_scarce
+                && let Some(data) = &payload
+            {
+                // What is kept must not keep the link's buffers.
+                let Some(copy) = $state.staging_blocks.put_whole(data) else {
+                    $state.rx.drop_no_buffer += 1;
+                    break 'packet Taken::Events(Events::empty());
+                };
+                $state.metrics.copied_scarce_bytes += copy.len() as u64;
+                payload = Some(copy);
+            }
+            $state.rx.delivered_tcp += 1;
+            Taken::Events($input(&mut conn.tcb, &mut env!($state), &header, payload))
+        }
+    };
+}
+
+/// [`Tcb::input`] in a function of its own, for a loop around it.
+#[inline(never)]
+fn input_outlined(
+    tcb: &mut Tcb,
+    env: &mut Env<'_>,
+    header: &Header<'_>,
+    payload: Option<IoBuf>,
+) -> Events {
+    tcb.input(env, header, payload)
+}
+
 impl State {
-    /// Runs TCP on all that waits in a connection's channel.
+    /// Serves a frame that came alone while nothing waits. For a connection that is what its channel
+    /// and the list of the ready would come to, without the way through them.
     // Not inlined, nor is what sends: in a function of their own the shard's address stays in a
     // register.
+    #[inline(never)]
+    pub fn serve_lone(&mut self, frame: RxFrame) {
+        self.rx.frames_in += 1;
+        let (key, packet) = match demux::classify(&self.station, frame) {
+            Ok((Class::Tcp(key), packet)) => (key, packet),
+            other => {
+                self.enqueue(other);
+                return self.serve();
+            }
+        };
+        let number = self.find_conn(&key);
+        let Some(conn) = number.and_then(|number| self.conns.get_mut(number)) else {
+            self.receive_tcp_unconnected(&key, packet);
+            return self.serve();
+        };
+        let number = number.unwrap_or(NONE);
+        match input_packet!(self, conn, &packet, Tcb::input) {
+            Taken::Events(events) => {
+                if conn.after_usual_events(&mut self.output, &mut self.wheel, number, events) {
+                    self.after_more_events(number, events);
+                }
+            }
+            Taken::Reopens => self.reopen(number, &packet),
+        }
+    }
+
+    /// Runs TCP on all that waits in a connection's channel.
     #[inline(never)]
     pub fn serve_conn(&mut self, number: u32) {
         let mut events = Events::empty();
         // Looked up for each packet: a SYN in TIME_WAIT puts a new connection in its place.
-        'packets: while let Some(conn) = self.conns.get_mut(number) {
+        while let Some(conn) = self.conns.get_mut(number) {
             conn.channel.scheduled = false;
             // Read where it lies. It was written a moment ago, word by word; to move it as a whole
             // the processor would wait until all of that has reached its cache.
             let Some(packet) = self.channels.front(&conn.channel) else { break };
-            'packet: {
-                let l4 = packet.l4();
-                if !packet.checksum_good && !sums_up(conn.key.addresses(), l4) {
-                    self.rx.drop_l4_checksum += 1;
-                    break 'packet;
+            match input_packet!(self, conn, packet, input_outlined) {
+                Taken::Events(more) => {
+                    events |= more;
+                    self.channels.pop(&mut conn.channel);
+                    if conn.channel.is_empty() {
+                        break;
+                    }
                 }
-                let Ok((header, header_len)) = Header::parse(l4) else {
-                    self.rx.drop_malformed += 1;
-                    break 'packet;
-                };
-                if header.flags.contains(Flags::SYN)
-                    && conn.listener != NONE
-                    && conn.tcb.may_be_reopened_by(&header)
-                {
+                Taken::Reopens => {
                     if let Some(packet) = self.channels.pop(&mut conn.channel) {
                         self.reopen(number, &packet);
                     }
                     // What happened to the old one does not concern the new one.
                     events = Events::empty();
-                    continue 'packets;
                 }
-                let mut payload = (l4.len() > header_len).then(|| {
-                    let start = usize::from(packet.l4_offset) + header_len;
-                    packet.frame.slice(start..usize::from(packet.end))
-                });
-                if self.rx_scarce
-                    && let Some(data) = &payload
-                {
-                    // What is kept must not keep the link's buffers.
-                    let Some(copy) = self.staging_blocks.put_whole(data) else {
-                        self.rx.drop_no_buffer += 1;
-                        break 'packet;
-                    };
-                    self.metrics.copied_scarce_bytes += copy.len() as u64;
-                    payload = Some(copy);
-                }
-                self.rx.delivered_tcp += 1;
-                events |= conn.tcb.input(&mut env!(self), &header, payload);
-            }
-            self.channels.pop(&mut conn.channel);
-            if conn.channel.is_empty() {
-                break;
             }
         }
         self.after_events(number, events);

@@ -104,7 +104,12 @@ impl<L: Link, C: Clock> Shard<L, C> {
             let mut state = inner.state.borrow_mut();
             let state = &mut *state;
             state.now = now;
-            if work > 0 {
+            if work == 1
+                && state.ready.is_empty()
+                && let Some(frame) = self.burst.pop()
+            {
+                state.serve_lone(frame);
+            } else if work > 0 {
                 state.receive(&mut self.burst);
                 state.serve();
             }
@@ -128,8 +133,8 @@ impl<L: Link, C: Clock> Shard<L, C> {
         let mut state = inner.state.borrow_mut();
         let state = &mut *state;
         if !state.output.is_empty() || !state.raw.is_empty() {
-            state.transmit(&mut self.link);
-            work += 1;
+            // What waits for a neighbour's address is no work: the loop may sleep meanwhile.
+            work += state.transmit(&mut self.link);
         }
         self.link.flush();
         if state.splices.in_disk > 0 {

@@ -12,7 +12,7 @@ use millstream_timer::{Instant, TimerId, TimerWheel};
 
 use crate::channel::{Channel, ChannelSlab, Packet, Refused};
 use crate::config::{Limits, ShardConfig};
-use crate::conn::{ConnId, Conns, Facts, NONE};
+use crate::conn::{Conn, ConnId, Conns, Facts, NONE};
 use crate::demux::{self, Class, Discard, Station};
 use crate::flow::{FlowHasher, FlowKey, FlowTable};
 use crate::listener::Listener;
@@ -194,20 +194,34 @@ impl State {
     pub fn receive(&mut self, burst: &mut RxBurst) {
         self.rx.frames_in += burst.len() as u64;
         for frame in burst.drain(..) {
-            match demux::classify(&self.station, frame) {
-                Ok((Class::Tcp(key), packet)) => self.receive_tcp(&key, packet),
-                Ok((Class::Udp(port), packet)) => self.receive_udp(port, packet),
-                Ok((Class::Icmp | Class::Arp, packet)) => self.receive_proxy(packet),
-                Err(discard) => self.count_discard(discard),
-            }
+            self.enqueue(demux::classify(&self.station, frame));
         }
+    }
+
+    /// Puts a frame into its receiver's channel.
+    #[inline]
+    pub fn enqueue(&mut self, classified: Result<(Class, Packet), Discard>) {
+        match classified {
+            Ok((Class::Tcp(key), packet)) => self.receive_tcp(&key, packet),
+            Ok((Class::Udp(port), packet)) => self.receive_udp(port, packet),
+            Ok((Class::Icmp | Class::Arp, packet)) => self.receive_proxy(packet),
+            Err(discard) => self.count_discard(discard),
+        }
+    }
+
+    /// The number of a flow's connection.
+    #[inline]
+    pub fn find_conn(&self, key: &FlowKey) -> Option<u32> {
+        let conns = &self.conns;
+        self.flows.find(key, |number| {
+            conns.prefetch(number);
+            conns.get(number).is_some_and(|conn| conn.key == *key)
+        })
     }
 
     #[inline]
     pub fn receive_tcp(&mut self, key: &FlowKey, packet: Packet) {
-        let conns = &self.conns;
-        let found = self.flows.find(key, |number| conns.get(number).is_some_and(|c| c.key == *key));
-        if let Some(number) = found
+        if let Some(number) = self.find_conn(key)
             && let Some(conn) = self.conns.get_mut(number)
         {
             match self.channels.push(&mut conn.channel, packet, self.limits.connection_packets) {
@@ -225,7 +239,7 @@ impl State {
         self.receive_tcp_unconnected(key, packet);
     }
 
-    fn receive_tcp_unconnected(&mut self, key: &FlowKey, packet: Packet) {
+    pub fn receive_tcp_unconnected(&mut self, key: &FlowKey, packet: Packet) {
         let number = self.listener_ports[usize::from(key.local_port())];
         let listener = number
             .checked_sub(1)
@@ -343,37 +357,20 @@ impl State {
     /// Acts on what TCP reported of a connection.
     #[inline(always)]
     pub fn after_events(&mut self, number: u32, events: Events) {
-        const RARE: Events = Events::ESTABLISHED
-            .union(Events::RESET)
-            .union(Events::REFUSED)
-            .union(Events::TIMED_OUT)
-            .union(Events::CLOSED)
-            .union(Events::TIME_WAIT);
         let Some(conn) = self.conns.get_mut(number) else { return };
-        if events.intersects(Events::READABLE | Events::PEER_CLOSED)
-            && conn.facts.contains(Facts::READ_WAITING)
-        {
-            conn.facts.remove(Facts::READ_WAITING);
-            if let Some(waker) = &conn.read_waker {
-                waker.wake_by_ref();
-            }
+        if conn.after_usual_events(&mut self.output, &mut self.wheel, number, events) {
+            self.after_more_events(number, events);
         }
-        let progress = events.intersects(Events::WRITABLE | Events::ACKED);
-        if progress && conn.facts.contains(Facts::WRITE_WAITING) && conn.splice == NONE {
-            conn.facts.remove(Facts::WRITE_WAITING);
-            if let Some(waker) = &conn.write_waker {
-                waker.wake_by_ref();
-            }
-        }
-        if events.contains(Events::TRANSMIT) {
-            conn.schedule_output(&mut self.output, number);
-        } else {
-            conn.rearm(&mut self.wheel, number);
-        }
-        if progress && conn.splice != NONE {
+    }
+
+    /// What [`Conn::after_usual_events`] leaves.
+    #[inline(never)]
+    pub fn after_more_events(&mut self, number: u32, events: Events) {
+        let Some(conn) = self.conns.get(number) else { return };
+        if conn.splice != NONE && events.intersects(Events::WRITABLE | Events::ACKED) {
             self.splice_progress(number);
         }
-        if events.intersects(RARE) {
+        if events.intersects(Conn::RARE_EVENTS) {
             self.after_rare_events(number, events);
         }
     }

@@ -8,9 +8,9 @@ use std::ops::Range;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
-use millstream_buf::{Agg, FRAME_BYTES, IoBuf};
+use millstream_buf::{Agg, FRAME_BYTES, IoBuf, Staging};
 use millstream_disk::File;
-use millstream_tcp::{ConnectionError, State as TcpState, TcpInfo};
+use millstream_tcp::{ConnectionError, Env, State as TcpState, TcpInfo};
 
 use crate::conn::{Conn, ConnId, Facts, NONE};
 use crate::splice::SendFileError;
@@ -137,12 +137,18 @@ impl TcpStream {
     ///
     /// # Errors
     /// As [`Self::write`].
-    pub async fn write_all(&self, mut data: &[u8]) -> io::Result<()> {
-        while !data.is_empty() {
-            let count = self.write(data).await?;
-            data = data.get(count..).unwrap_or_default();
-        }
-        Ok(())
+    pub fn write_all(&self, data: &[u8]) -> impl Future<Output = io::Result<()>> {
+        let mut rest = data;
+        poll_fn(move |cx| {
+            while !rest.is_empty() {
+                match self.poll_write(cx, rest) {
+                    Poll::Ready(Ok(count)) => rest = rest.get(count..).unwrap_or_default(),
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+            Poll::Ready(Ok(()))
+        })
     }
 
     /// The polled form of [`Self::write`].
@@ -151,33 +157,31 @@ impl TcpStream {
         let mut state = self.stack.state();
         let state = &mut *state;
         let Some(conn) = state.conns.named_mut(self.id) else { return gone() };
-        match writable(conn, &state.tcp_config) {
+        let room = match writable(conn, &state.tcp_config) {
             Ok(0) => return wait_to_write(conn, cx),
-            Ok(_) if data.is_empty() => return Poll::Ready(Ok(0)),
-            Ok(room) => {
-                let mut rest = data.get(..room).unwrap_or(data);
-                let mut count = 0;
-                while !rest.is_empty() {
-                    let staging = if rest.len() > FRAME_BYTES {
-                        &mut state.staging_blocks
-                    } else {
-                        &mut state.staging
-                    };
-                    let Some(slice) = staging.put(rest) else { break };
-                    let len = slice.len();
-                    if conn.tcb.send(&mut env!(state), slice).is_err() {
-                        break;
-                    }
-                    count += len;
-                    rest = &rest[len..];
-                }
-                state.metrics.copied_api_bytes += count as u64;
-                if count > 0 {
-                    conn.schedule_output(&mut state.output, self.id.number);
-                    return Poll::Ready(Ok(count));
-                }
-            }
+            Ok(room) => room,
             Err(error) => return Poll::Ready(Err(error)),
+        };
+        let data = data.get(..room).unwrap_or(data);
+        if data.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        // What fits the rest of the current buffer is what most writes are.
+        let count = if let Some(slice) = state.staging.put_short(data) {
+            if conn.tcb.push(&mut env!(state), slice).is_ok() { data.len() } else { 0 }
+        } else {
+            write_pieces(
+                conn,
+                &mut env!(state),
+                &mut state.staging,
+                &mut state.staging_blocks,
+                data,
+            )
+        };
+        if count > 0 {
+            state.metrics.copied_api_bytes += count as u64;
+            conn.schedule_output(&mut state.output, self.id.number);
+            return Poll::Ready(Ok(count));
         }
         // No buffer or no slice is free in the whole shard.
         conn.park(&mut state.splices.parked, self.id.number);
@@ -430,10 +434,33 @@ fn to_io(error: ConnectionError) -> io::Error {
     io::Error::new(kind, error)
 }
 
+/// Copies `data`, for which TCP has room, into as many buffers as it takes. Returns how many bytes found
+/// one.
+#[inline(never)]
+fn write_pieces(
+    conn: &mut Conn,
+    env: &mut Env<'_>,
+    frames: &mut Staging,
+    blocks: &mut Staging,
+    data: &[u8],
+) -> usize {
+    let mut rest = data;
+    while !rest.is_empty() {
+        let staging = if rest.len() > FRAME_BYTES { &mut *blocks } else { &mut *frames };
+        let Some(slice) = staging.put(rest) else { break };
+        let len = slice.len();
+        if conn.tcb.push(env, slice).is_err() {
+            break;
+        }
+        rest = rest.get(len..).unwrap_or_default();
+    }
+    data.len() - rest.len()
+}
+
 /// Reading may have opened the window enough to tell the peer.
 #[inline]
 fn after_recv(conn: &mut Conn, output: &mut VecDeque<u32>, number: u32) {
-    if conn.tcb.wants_transmit() {
+    if conn.tcb.owes_ack() {
         conn.schedule_output(output, number);
     }
 }

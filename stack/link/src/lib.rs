@@ -165,6 +165,29 @@ pub trait Link {
     /// [`TxError`]; nothing was sent then.
     fn tx(&mut self, frame: &TxFrame<'_>) -> Result<(), TxError>;
 
+    /// Memory for the headers of the next frame, where it will be sent from: composing them there
+    /// saves [`Self::tx`]'s copy. Followed by [`Self::tx_lent`], or forgotten. `None`: the link has
+    /// nothing to lend, now or ever; [`Self::tx`] takes the frame.
+    #[inline]
+    fn lend(&mut self) -> Option<&mut [u8; HEADER_MAX]> {
+        None
+    }
+
+    /// As [`Self::tx`] for a frame whose headers are the first `header_len` bytes of what
+    /// [`Self::lend`] has just lent.
+    ///
+    /// # Errors
+    /// [`TxError`]; nothing was sent then.
+    #[inline]
+    fn tx_lent(
+        &mut self,
+        _header_len: usize,
+        _payload: &[IoBuf],
+        _offload: TxOffload,
+    ) -> Result<(), TxError> {
+        Err(TxError::Full)
+    }
+
     /// Hands the batch to the device.
     fn flush(&mut self);
 
@@ -196,6 +219,17 @@ impl<L: Link + ?Sized> Link for Box<L> {
     }
     fn tx(&mut self, frame: &TxFrame<'_>) -> Result<(), TxError> {
         (**self).tx(frame)
+    }
+    fn lend(&mut self) -> Option<&mut [u8; HEADER_MAX]> {
+        (**self).lend()
+    }
+    fn tx_lent(
+        &mut self,
+        header_len: usize,
+        payload: &[IoBuf],
+        offload: TxOffload,
+    ) -> Result<(), TxError> {
+        (**self).tx_lent(header_len, payload, offload)
     }
     fn flush(&mut self) {
         (**self).flush()

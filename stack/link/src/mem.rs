@@ -8,9 +8,14 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-use millstream_buf::{Arena, ArenaConfig, ArenaError, HugePages, IoBuf, SizeClass, copy_short};
+use millstream_buf::{
+    Arena, ArenaConfig, ArenaError, HugePages, IoBuf, IoBufMut, SizeClass, copy_short,
+};
 
-use crate::{Capabilities, Link, LinkStats, RxBurst, RxChecksum, RxFrame, TxError, TxFrame};
+use crate::{
+    Capabilities, HEADER_MAX, Link, LinkStats, RxBurst, RxChecksum, RxFrame, TxError, TxFrame,
+    TxOffload,
+};
 
 /// How a [`pair`] behaves.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +40,8 @@ pub struct MemLink {
     rx_checksum: RxChecksum,
     /// Buffers that this end fills.
     arena: Arena,
+    /// The buffer of the next frame.
+    lent: Option<IoBufMut>,
     outbound: Rc<RefCell<VecDeque<IoBuf>>>,
     inbound: Rc<RefCell<VecDeque<IoBuf>>>,
     stats: LinkStats,
@@ -71,6 +78,7 @@ pub fn pair(config: MemConfig) -> Result<(MemLink, MemLink), ArenaError> {
                 blocks: 0,
                 huge_pages: HugePages::Try,
             })?,
+            lent: None,
             outbound: Rc::clone(outbound),
             inbound: Rc::clone(inbound),
             stats: LinkStats::default(),
@@ -97,24 +105,44 @@ impl Link for MemLink {
 
     #[inline]
     fn tx_room(&mut self) -> usize {
-        self.arena.free(SizeClass::Frame)
+        self.arena.free(SizeClass::Frame) + usize::from(self.lent.is_some())
     }
 
     #[inline]
     fn tx(&mut self, frame: &TxFrame<'_>) -> Result<(), TxError> {
-        let mut outbound = self.outbound.borrow_mut();
-        let mut slot = self.arena.alloc(SizeClass::Frame).ok_or(TxError::Full)?;
-        let mut end = frame.header.len();
-        copy_short(slot.get_mut(..end).ok_or(TxError::TooLong)?, frame.header);
-        for slice in frame.payload {
+        let room = self.lend().ok_or(TxError::Full)?;
+        copy_short(room.get_mut(..frame.header.len()).ok_or(TxError::TooLong)?, frame.header);
+        self.tx_lent(frame.header.len(), frame.payload, frame.offload)
+    }
+
+    #[inline]
+    fn lend(&mut self) -> Option<&mut [u8; HEADER_MAX]> {
+        if self.lent.is_none() {
+            self.lent = self.arena.alloc(SizeClass::Frame);
+        }
+        self.lent.as_mut()?.first_chunk_mut()
+    }
+
+    #[inline]
+    fn tx_lent(
+        &mut self,
+        header_len: usize,
+        payload: &[IoBuf],
+        _offload: TxOffload,
+    ) -> Result<(), TxError> {
+        let Some(slot) = &mut self.lent else { return Err(TxError::Full) };
+        let mut end = header_len;
+        for slice in payload {
             let next = end + slice.len();
             copy_short(slot.get_mut(end..next).ok_or(TxError::TooLong)?, slice);
             end = next;
         }
         self.stats.tx_frames += 1;
         self.stats.tx_bytes += end as u64;
-        self.stats.tx_copied_bytes += (end - frame.header.len()) as u64;
-        outbound.push_back(slot.freeze(0..end));
+        self.stats.tx_copied_bytes += (end - header_len) as u64;
+        if let Some(slot) = self.lent.take() {
+            self.outbound.borrow_mut().push_back(slot.freeze(0..end));
+        }
         Ok(())
     }
 

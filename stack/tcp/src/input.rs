@@ -27,7 +27,7 @@ const SECOND_TICKS: u32 = (1_000_000_000 / TICK_NANOS) as u32;
 impl Tcb {
     /// Takes a segment of this connection. `payload` is what follows the header, `None` if nothing
     /// does.
-    #[inline]
+    #[inline(always)]
     pub fn input(
         &mut self,
         env: &mut Env<'_>,
@@ -112,7 +112,7 @@ impl Tcb {
     }
 
     /// Everything before `ack`, which are `acked` numbers, has arrived.
-    #[inline]
+    #[inline(always)]
     fn acknowledged(&mut self, env: &mut Env<'_>, ack: SeqNumber, acked: u32) {
         let fin = u32::from(ack.gt(self.snd_end));
         self.acked_total += u64::from(acked - fin);
@@ -135,7 +135,7 @@ impl Tcb {
 
     /// RFC 9293 section 3.8.6.3: at least every second full-sized segment gets an ACK, and none
     /// waits long.
-    #[inline]
+    #[inline(always)]
     fn schedule_ack(&mut self, env: &Env<'_>, len: u32) {
         if len > u32::from(self.rcv_mss) {
             self.rcv_mss = len.min(u32::from(self.mss_limit)) as u16;

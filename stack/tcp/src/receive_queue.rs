@@ -20,7 +20,7 @@ impl ReceiveQueue {
     pub(crate) const EMPTY: Self = Self { head: NIL, tail: NIL, bytes: 0, slices: 0 };
 
     /// Adds a slice; `false` if the slab is full.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn push(&mut self, slab: &mut SliceSlab, buf: IoBuf, seq: SeqNumber) -> bool {
         if self.tail != NIL && self.join(slab, &buf) {
             return true;

@@ -46,7 +46,7 @@ impl SendQueue {
     }
 
     /// Lets go of everything before `una`.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn release_until(&mut self, slab: &mut SliceSlab, una: SeqNumber) {
         while self.head != NIL {
             let Some(node) = slab.get_mut(self.head) else { return };
@@ -76,7 +76,7 @@ impl SendQueue {
 
     /// Adds handles on up to `len` bytes from `seq` on to `out`; returns how many bytes there are:
     /// fewer if they lie in too many slices. Moves the cursor.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn gather_next(
         &mut self,
         slab: &SliceSlab,
@@ -108,7 +108,7 @@ impl SendQueue {
 }
 
 /// The cursor stays on a slice that is used up if none follows, since that slice may yet grow.
-#[inline]
+#[inline(always)]
 fn gather(
     slab: &SliceSlab,
     mut cursor: u32,

@@ -84,7 +84,7 @@ impl SliceSlab {
     }
 
     /// Takes a node for `buf`; gives it back if there is none.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn insert(&mut self, buf: IoBuf, seq: SeqNumber) -> Result<u32, IoBuf> {
         let index = self.free;
         let Some(node) = self.nodes.get_mut(index as usize) else { return Err(buf) };

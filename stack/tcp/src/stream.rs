@@ -51,8 +51,24 @@ impl Tcb {
         if self.send_room(env.config) == 0 || buf.len() > 1 << 29 {
             return Err(SendError::Full(buf));
         }
+        self.append(env, buf).map_err(SendError::Full)
+    }
+
+    /// As [`Tcb::send`] for a slice of at most the length that [`Tcb::send_room`] has just said; comes
+    /// back if the slab is full.
+    ///
+    /// # Errors
+    /// The slice.
+    #[inline]
+    pub fn push(&mut self, env: &mut Env<'_>, buf: IoBuf) -> Result<(), IoBuf> {
+        self.facts.remove(Facts::MORE);
+        self.append(env, buf)
+    }
+
+    #[inline]
+    fn append(&mut self, env: &mut Env<'_>, buf: IoBuf) -> Result<(), IoBuf> {
         let len = buf.len() as u32;
-        self.send_queue.push(env.slices, buf, self.snd_end).map_err(SendError::Full)?;
+        self.send_queue.push(env.slices, buf, self.snd_end)?;
         self.snd_end += len;
         // With nothing in flight, and room for a segment, it can be sent: no timer is needed.
         if self.snd_una == self.snd_max

@@ -352,6 +352,12 @@ impl Tcb {
             || (self.snd_nxt != self.snd_limit() && self.sendable() != 0)
     }
 
+    /// Whether an ACK is due now.
+    #[inline]
+    pub fn owes_ack(&self) -> bool {
+        self.facts.contains(Facts::TX_ACK)
+    }
+
     /// Whether there is nothing to send and nothing to find out about why: [`Tcb::transmit`] would
     /// return `false` and change nothing.
     #[inline]
@@ -430,7 +436,7 @@ impl Tcb {
     /// Bytes that may be queued before the send buffer is full.
     #[inline]
     pub fn send_room(&self, config: &Config) -> usize {
-        if !self.state.accepts_data() {
+        if !self.state.accepts_data() || self.facts.contains(Facts::FIN_QUEUED) {
             return 0;
         }
         (config.send_buffer_bytes.min(1 << 30) as usize).saturating_sub(self.unacked_bytes())

@@ -15,7 +15,7 @@ const WINDOW_QUICK_MIN: u32 = 2 * u16::MAX as u32;
 impl Tcb {
     /// Fills in the next segment to send now, if there is one, and goes on as if it had been sent.
     /// To be called until it returns `false` or the link takes no more.
-    #[inline]
+    #[inline(always)]
     pub fn transmit(&mut self, env: &mut Env<'_>, out: &mut Segment) -> bool {
         // The straight path: new data of an open connection with nothing out of the ordinary, all
         // there is or a full segment, or else a plain ACK. It decides as `sendable` would.
@@ -49,7 +49,7 @@ impl Tcb {
         self.transmit_slow(env, out)
     }
 
-    #[inline]
+    #[inline(always)]
     fn transmit_plain(&mut self, env: &mut Env<'_>, out: &mut Segment, count: u32) {
         let seq = self.snd_nxt;
         if self.snd_una == seq {
@@ -328,7 +328,7 @@ impl Tcb {
 
     /// The window field for the next segment. What was once allowed stays allowed (RFC 9293 section
     /// 3.8.6, SHLD-14).
-    #[inline]
+    #[inline(always)]
     fn announce(&mut self, config: &Config) -> u16 {
         let held = self.rcv_adv.bytes_since(self.rcv_nxt);
         if self.receive_queue.bytes == 0

@@ -83,6 +83,12 @@ impl Sum {
         self.accumulate(u64::from(word.to_be()));
     }
 
+    /// Adds a plain total of words of 32 bits, as they lie in memory; see [`fold_words`].
+    #[inline]
+    pub fn add_words(&mut self, total: u64) {
+        self.accumulate(total);
+    }
+
     /// The sum in 16 bits, not complemented: what a checksum field holds when the NIC is to finish.
     #[inline]
     pub fn fold(self) -> u16 {
@@ -129,11 +135,11 @@ pub fn update_u32(checksum: u16, old: u32, new: u32) -> u16 {
     sum.finish()
 }
 
-/// Folds a plain total of numbers of up to 32 bits, each of one or two words of a header, to 16 bits.
-/// Totalling costs one addition a number, and 2^32 of them do not overflow.
+/// Folds a plain total of words of 32 bits, as they lie in memory, to the sum in 16 bits, as
+/// [`Sum::fold`]. Totalling costs one addition a word, and 2^32 of them do not overflow.
 #[inline]
 pub fn fold_words(total: u64) -> u16 {
-    fold(total)
+    u16::from_be(fold(total))
 }
 
 /// Folds to 16 bits with end-around carry: adding a word to itself turned by half leaves in the upper
