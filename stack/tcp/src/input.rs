@@ -9,7 +9,6 @@ use millstream_buf::IoBuf;
 use millstream_timer::Instant;
 use millstream_wire::tcp::{Flags, Header, SeqNumber};
 
-use crate::congestion::Controller;
 use crate::receive_queue::Inserted;
 use crate::state::{ConnectionError, Events, State};
 use crate::tcb::{Env, Facts, TICK_NANOS, Tcb};
@@ -72,7 +71,7 @@ impl Tcb {
         if acked != 0 {
             self.acknowledged(env, header.ack, acked);
             if self.facts.contains(Facts::CWND_LIMITED) {
-                self.congestion.on_ack(&mut self.window, acked, u32::from(self.mss));
+                self.tell_controller(env, acked);
             }
             events = Events::ACKED | Events::WRITABLE;
         }
@@ -414,9 +413,9 @@ impl Tcb {
                 self.settle_backoff(env, header);
             }
             if self.facts.contains(Facts::IN_RECOVERY) {
-                self.on_ack_in_recovery(acked);
+                self.on_ack_in_recovery(env, acked);
             } else if self.facts.contains(Facts::CWND_LIMITED) {
-                self.congestion.on_ack(&mut self.window, acked, u32::from(self.mss));
+                self.tell_controller(env, acked);
             }
             self.facts.remove(Facts::SOFT_ERROR);
             if self.is_orphan() {

@@ -4,7 +4,7 @@ use millstream_buf::IoBuf;
 use millstream_timer::Instant;
 use millstream_wire::tcp::{Flags, Header, SeqNumber};
 
-use crate::congestion::initial_window;
+use crate::congestion::{Controller, initial_window};
 use crate::state::{ConnectionError, Events, State};
 use crate::tcb::{Env, Facts, MSS_DEFAULT, MSS_MIN, Tcb};
 
@@ -145,6 +145,7 @@ impl Tcb {
             self.rtt.rto_us = self.rtt.rto_us.max(RTO_AFTER_SYN_LOSS_US);
             mss
         };
+        self.congestion.on_open(&mut self.window, mss, env.now.as_micros());
         self.facts.remove(Facts::TIMING | Facts::TX_SYN);
         self.retransmit_at = Instant::FAR_FUTURE;
         self.backoff = 0;

@@ -49,7 +49,7 @@ mod transmit;
 
 pub use close::Unreachable;
 pub use config::{Config, KeepAlive};
-pub use congestion::{Controller, NewReno, Window};
+pub use congestion::{Ack, Controller, EcnUse, NewReno, RateSample, Signal, Window};
 pub use isn::IsnGenerator;
 pub use segment::{MAX_SLICES, Segment, reset_reply};
 pub use slab::SliceSlab;

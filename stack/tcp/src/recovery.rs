@@ -1,6 +1,6 @@
 //! What follows from duplicate ACKs and time-outs: NewReno's recovery (RFC 6582).
 
-use crate::congestion::{CWND_MAX, Controller};
+use crate::congestion::{Ack, CWND_MAX, Controller, Signal};
 use crate::tcb::{Env, Facts, Tcb};
 
 /// Duplicate ACKs that show a loss (RFC 5681 section 3.2).
@@ -28,7 +28,13 @@ impl Tcb {
             return;
         }
         let flight = self.snd_max.bytes_since(self.snd_una);
-        self.window.ssthresh = self.congestion.on_loss(&self.window, flight, mss);
+        self.window.ssthresh = self.congestion.on_congestion(
+            &self.window,
+            Signal::Loss,
+            flight,
+            mss,
+            env.now.as_micros(),
+        );
         self.window.cwnd = (self.window.ssthresh + u32::from(DUPLICATE_ACKS) * mss).min(CWND_MAX);
         self.recover = self.acked_numbers() + u64::from(flight);
         self.facts.remove(Facts::TIMING);
@@ -36,14 +42,34 @@ impl Tcb {
         env.stats.fast_retransmits += 1;
     }
 
+    /// Tells the controller that `acked` numbers were acknowledged outside of recovery while the
+    /// congestion window was what held this side back.
+    #[inline]
+    pub(crate) fn tell_controller(&mut self, env: &Env<'_>, acked: u32) {
+        let flight = self.flight();
+        let ack = Ack {
+            now_us: env.now.as_micros(),
+            delivered: acked,
+            flight,
+            prior_flight: flight.saturating_add(acked),
+            mss: u32::from(self.mss),
+            srtt_us: self.rtt.srtt_us(),
+            cwnd_limited: true,
+            total_delivered: self.acked_total,
+            ..Ack::default()
+        };
+        self.congestion.on_ack(&mut self.window, &ack);
+    }
+
     /// `acked` numbers were acknowledged in recovery.
-    pub(crate) fn on_ack_in_recovery(&mut self, acked: u32) {
+    pub(crate) fn on_ack_in_recovery(&mut self, env: &Env<'_>, acked: u32) {
         let mss = u32::from(self.mss);
         if self.acked_numbers() >= self.recover {
             // All that was out is there. The smaller one, so that no burst follows.
             let flight = self.snd_max.bytes_since(self.snd_una);
             self.window.cwnd = self.window.ssthresh.min(flight.max(mss) + mss);
             self.facts.remove(Facts::IN_RECOVERY);
+            self.congestion.on_recovered(&mut self.window, env.now.as_micros());
             return;
         }
         // A partial one: the next segment is missing too.
@@ -63,7 +89,8 @@ impl Tcb {
             self.stalled_ticks = env.now_ticks();
         }
         let flight = self.snd_max.bytes_since(self.snd_una);
-        self.congestion.on_timeout(&mut self.window, flight, u32::from(self.mss), first);
+        let (mss, now_us) = (u32::from(self.mss), env.now.as_micros());
+        self.congestion.on_timeout(&mut self.window, flight, mss, first, now_us);
         self.recover = self.acked_numbers() + u64::from(flight);
         self.dup_acks = 0;
         self.facts.remove(Facts::IN_RECOVERY | Facts::TIMING | Facts::TX_FIRST);

@@ -308,7 +308,7 @@ impl Tcb {
             retries: 0,
             keepalive_probes: 0,
             recover: 0,
-            congestion: Congestion::NewReno(Default::default()),
+            congestion: Congestion::new(),
             idle_at: Instant::FAR_FUTURE,
             reassembly: Reassembly::EMPTY,
             rcv_fin: SeqNumber(0),

@@ -7,7 +7,7 @@ use crate::config::Config;
 use crate::congestion::{Controller, initial_window};
 use crate::segment::Segment;
 use crate::state::State;
-use crate::tcb::{Env, Facts, Tcb};
+use crate::tcb::{Env, Facts, TICK_NANOS, Tcb};
 
 /// With less than this half of the buffer may be less than a segment.
 const WINDOW_QUICK_MIN: u32 = 2 * u16::MAX as u32;
@@ -241,14 +241,15 @@ impl Tcb {
     fn restart_after_idle(&mut self, env: &Env<'_>) {
         let idle_ticks = env.now_ticks().wrapping_sub(self.last_send_ticks);
         if idle_ticks > self.rtt.rto_us >> 10 {
-            self.shrink_to_restart_window(env);
+            self.shrink_to_restart_window(env, idle_ticks);
         }
     }
 
     #[cold]
-    fn shrink_to_restart_window(&mut self, env: &Env<'_>) {
+    fn shrink_to_restart_window(&mut self, env: &Env<'_>, idle_ticks: u32) {
         let initial = initial_window(env.config.initial_window_segments, u32::from(self.mss));
-        self.congestion.on_idle(&mut self.window, initial);
+        let idle_us = u64::from(idle_ticks) * TICK_NANOS / 1000;
+        self.congestion.on_idle(&mut self.window, initial, idle_us, env.now.as_micros());
     }
 
     /// Nothing can be sent although something is left: remembers whether the congestion window is

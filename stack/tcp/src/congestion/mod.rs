@@ -1,8 +1,8 @@
 //! How much may be in flight: congestion controllers behind one trait.
 //!
 //! A controller works on a [`Window`] and knows nothing of sequence numbers or timers; loss
-//! recovery (`recovery.rs`) tells it what happened. Dispatch is by [`Congestion`], an enum, so that
-//! a connection carries its controller in place.
+//! recovery tells it what happened. Dispatch is by an enum in a box of its own, which is made when
+//! the connection is opened and never moves: the record of a connection pays eight bytes.
 
 mod new_reno;
 
@@ -20,53 +20,247 @@ pub struct Window {
     pub ssthresh: u32,
 }
 
+/// What an ACK told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ack {
+    /// The moment, in microseconds of the shard's clock.
+    pub now_us: u64,
+    /// Bytes newly delivered: acknowledged by this ACK, cumulatively or selectively.
+    pub delivered: u32,
+    /// Bytes newly found lost by this ACK.
+    pub lost: u32,
+    /// Bytes in flight after it.
+    pub flight: u32,
+    /// Bytes in flight before it.
+    pub prior_flight: u32,
+    /// Most payload of a segment sent.
+    pub mss: u32,
+    /// This ACK's sample of the round-trip time; 0: none.
+    pub rtt_us: u32,
+    /// Smoothed round-trip time; 0: none yet.
+    pub srtt_us: u32,
+    /// Least round-trip time; 0: none yet.
+    pub min_rtt_us: u32,
+    /// The congestion window was what held the sender back (RFC 7661).
+    pub cwnd_limited: bool,
+    /// A loss is being repaired: recovery sets the window, unless the controller
+    /// [owns](Controller::owns_window) it.
+    pub in_recovery: bool,
+    /// Delivered bytes of which the peer says that they met congestion (ECE).
+    pub ece_bytes: u32,
+    /// Bytes delivered since the connection was opened, this ACK's included.
+    pub total_delivered: u64,
+    /// How fast they were delivered, if that is measured.
+    pub rate: Option<RateSample>,
+}
+
+/// A sample of the delivery rate (draft-cheng-iccrg-delivery-rate-estimation).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RateSample {
+    /// The rate.
+    pub bytes_per_s: u64,
+    /// The application, not the network, set this rate.
+    pub app_limited: bool,
+    /// Bytes delivered since open when the newest segment acknowledged was sent.
+    pub prior_delivered: u64,
+    /// Bytes delivered between then and now.
+    pub delivered: u32,
+    /// How long that took, in microseconds.
+    pub interval_us: u32,
+    /// Bytes found lost since then.
+    pub lost: u32,
+    /// Bytes in flight when that segment was sent, its own included.
+    pub tx_flight: u32,
+}
+
+/// Why a congestion episode begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// A segment was lost.
+    Loss,
+    /// The peer echoes a mark (RFC 3168).
+    Ecn,
+}
+
+/// What a controller makes of explicit congestion notification.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EcnUse {
+    /// Nothing.
+    None,
+    /// One episode for each round trip with a mark (RFC 3168).
+    Classic,
+    /// It counts the marks (RFC 8257): every segment is ECN-capable, and the receiver echoes each
+    /// change.
+    Dctcp,
+}
+
 /// A congestion controller.
 pub trait Controller {
-    /// `acked` bytes were acknowledged outside of recovery, and the window had been what held the
-    /// sender back.
-    fn on_ack(&mut self, window: &mut Window, acked: u32, mss: u32);
+    /// The connection is established, and `window` is the initial one.
+    fn on_open(&mut self, window: &mut Window, mss: u32, now_us: u64) {
+        let _ = (window, mss, now_us);
+    }
 
-    /// Duplicate ACKs show a loss with `flight` bytes out; returns the new threshold in bytes.
-    fn on_loss(&mut self, window: &Window, flight: u32, mss: u32) -> u32;
+    /// An ACK that delivers or finds lost at least one byte.
+    ///
+    /// Without [`Self::wants_every_ack`] the caller may leave out those for which
+    /// [`Ack::cwnd_limited`] does not hold.
+    fn on_ack(&mut self, window: &mut Window, ack: &Ack);
 
-    /// A retransmission time-out. Sets the window; `first` tells that this segment had not timed
-    /// out before.
-    fn on_timeout(&mut self, window: &mut Window, flight: u32, mss: u32, first: bool);
+    /// A congestion episode begins, with `flight` bytes out; returns the new threshold in bytes,
+    /// which the caller puts into the window. Remembers what [`Self::on_undo`] needs.
+    fn on_congestion(
+        &mut self,
+        window: &Window,
+        why: Signal,
+        flight: u32,
+        mss: u32,
+        now_us: u64,
+    ) -> u32;
 
-    /// Nothing was sent for longer than a time-out.
-    fn on_idle(&mut self, window: &mut Window, initial_window: u32);
+    /// The episode is over.
+    fn on_recovered(&mut self, window: &mut Window, now_us: u64) {
+        let _ = (window, now_us);
+    }
+
+    /// A retransmission time-out with `flight` bytes out. Sets the window; `first` tells that this
+    /// segment had not timed out before.
+    fn on_timeout(&mut self, window: &mut Window, flight: u32, mss: u32, first: bool, now_us: u64);
+
+    /// The last reduction had no cause: the window and the threshold are what they were.
+    fn on_undo(&mut self, window: &mut Window);
+
+    /// Nothing was sent for `idle_us`, which is longer than a time-out.
+    fn on_idle(&mut self, window: &mut Window, initial_window: u32, idle_us: u64, now_us: u64);
+
+    /// `bytes` were sent, after which `flight` were out.
+    fn on_sent(&mut self, bytes: u32, flight: u32, now_us: u64) {
+        let _ = (bytes, flight, now_us);
+    }
+
+    /// Bytes a second at which to clock segments out; 0: as the window allows.
+    fn pacing_rate(&self, window: &Window, srtt_us: u32, mss: u32) -> u64 {
+        window_pacing_rate(window, srtt_us, mss)
+    }
+
+    /// Whether recovery leaves the window alone.
+    fn owns_window(&self) -> bool {
+        false
+    }
+
+    /// What it makes of ECN.
+    fn uses_ecn(&self) -> EcnUse {
+        EcnUse::Classic
+    }
+
+    /// Whether [`Ack::rate`] is read.
+    fn wants_rate_samples(&self) -> bool {
+        false
+    }
+
+    /// Whether ACKs count that come while the window does not limit.
+    fn wants_every_ack(&self) -> bool {
+        false
+    }
+}
+
+/// A window's worth of bytes each round trip, with what it takes to fill a window that grows:
+/// twice as much in slow start, a fifth more after it, as in Linux.
+pub(crate) fn window_pacing_rate(window: &Window, srtt_us: u32, _mss: u32) -> u64 {
+    if srtt_us == 0 {
+        return 0;
+    }
+    // Linux takes the lower gain from half the threshold on, so that slow start ends calmly.
+    let percent = if window.cwnd < window.ssthresh / 2 { 200 } else { 120 };
+    (u64::from(window.cwnd) * percent * 10_000 / u64::from(srtt_us)).max(1)
 }
 
 /// The controller of a connection.
 #[derive(Debug)]
-pub(crate) enum Congestion {
+pub(crate) struct Congestion(Box<Kind>);
+
+#[derive(Debug)]
+enum Kind {
     NewReno(NewReno),
 }
 
+impl Congestion {
+    /// A controller for a new connection. Allocates.
+    pub(crate) fn new() -> Self {
+        Self(Box::new(Kind::NewReno(NewReno::default())))
+    }
+}
+
+/// Calls a method of whichever controller it is.
+macro_rules! dispatch {
+    ($kind:expr, $method:ident($($argument:expr),*)) => {
+        match $kind {
+            Kind::NewReno(controller) => controller.$method($($argument),*),
+        }
+    };
+}
+
 impl Controller for Congestion {
+    fn on_open(&mut self, window: &mut Window, mss: u32, now_us: u64) {
+        dispatch!(&mut *self.0, on_open(window, mss, now_us))
+    }
+
     #[inline]
-    fn on_ack(&mut self, window: &mut Window, acked: u32, mss: u32) {
-        match self {
-            Self::NewReno(controller) => controller.on_ack(window, acked, mss),
-        }
+    fn on_ack(&mut self, window: &mut Window, ack: &Ack) {
+        dispatch!(&mut *self.0, on_ack(window, ack))
     }
 
-    fn on_loss(&mut self, window: &Window, flight: u32, mss: u32) -> u32 {
-        match self {
-            Self::NewReno(controller) => controller.on_loss(window, flight, mss),
-        }
+    fn on_congestion(
+        &mut self,
+        window: &Window,
+        why: Signal,
+        flight: u32,
+        mss: u32,
+        now_us: u64,
+    ) -> u32 {
+        dispatch!(&mut *self.0, on_congestion(window, why, flight, mss, now_us))
     }
 
-    fn on_timeout(&mut self, window: &mut Window, flight: u32, mss: u32, first: bool) {
-        match self {
-            Self::NewReno(controller) => controller.on_timeout(window, flight, mss, first),
-        }
+    fn on_recovered(&mut self, window: &mut Window, now_us: u64) {
+        dispatch!(&mut *self.0, on_recovered(window, now_us))
     }
 
-    fn on_idle(&mut self, window: &mut Window, initial_window: u32) {
-        match self {
-            Self::NewReno(controller) => controller.on_idle(window, initial_window),
-        }
+    fn on_timeout(&mut self, window: &mut Window, flight: u32, mss: u32, first: bool, now_us: u64) {
+        dispatch!(&mut *self.0, on_timeout(window, flight, mss, first, now_us))
+    }
+
+    fn on_undo(&mut self, window: &mut Window) {
+        dispatch!(&mut *self.0, on_undo(window))
+    }
+
+    fn on_idle(&mut self, window: &mut Window, initial_window: u32, idle_us: u64, now_us: u64) {
+        dispatch!(&mut *self.0, on_idle(window, initial_window, idle_us, now_us))
+    }
+
+    #[inline]
+    fn on_sent(&mut self, bytes: u32, flight: u32, now_us: u64) {
+        dispatch!(&mut *self.0, on_sent(bytes, flight, now_us))
+    }
+
+    #[inline]
+    fn pacing_rate(&self, window: &Window, srtt_us: u32, mss: u32) -> u64 {
+        dispatch!(&*self.0, pacing_rate(window, srtt_us, mss))
+    }
+
+    fn owns_window(&self) -> bool {
+        dispatch!(&*self.0, owns_window())
+    }
+
+    fn uses_ecn(&self) -> EcnUse {
+        dispatch!(&*self.0, uses_ecn())
+    }
+
+    fn wants_rate_samples(&self) -> bool {
+        dispatch!(&*self.0, wants_rate_samples())
+    }
+
+    fn wants_every_ack(&self) -> bool {
+        dispatch!(&*self.0, wants_every_ack())
     }
 }
 
@@ -87,5 +281,14 @@ mod tests {
         assert_eq!(initial_window(10, 536), 5_360);
         assert_eq!(initial_window(10, 8_960), 17_920);
         assert_eq!(initial_window(0, 1_000), 1_000);
+    }
+
+    #[test]
+    fn pacing_fills_a_growing_window() {
+        let mut window = Window { cwnd: 10_000, ssthresh: u32::MAX };
+        assert_eq!(window_pacing_rate(&window, 0, 1000), 0);
+        assert_eq!(window_pacing_rate(&window, 10_000, 1000), 2_000_000);
+        window.ssthresh = 20_000;
+        assert_eq!(window_pacing_rate(&window, 10_000, 1000), 1_200_000);
     }
 }
