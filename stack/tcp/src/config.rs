@@ -1,5 +1,7 @@
 //! What can be set.
 
+use crate::congestion::Algorithm;
+
 /// When to ask whether a silent peer is still there (RFC 9293 section 3.8.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeepAlive {
@@ -68,6 +70,8 @@ pub struct Config {
     pub window_scaling: bool,
     /// Initial congestion window in segments (RFC 6928: 10).
     pub initial_window_segments: u8,
+    /// Congestion controller.
+    pub congestion: Algorithm,
     /// Whether small segments wait for an outstanding acknowledgement (RFC 9293 section 3.7.4).
     pub nagle: bool,
     /// Keep-alive for every new connection; `None`: only for those that ask for it.
@@ -99,6 +103,7 @@ impl Default for Config {
             sack: true,
             window_scaling: true,
             initial_window_segments: 10,
+            congestion: Algorithm::default(),
             nagle: true,
             keepalive: None,
             challenge_acks_per_second: 10,

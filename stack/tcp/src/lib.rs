@@ -17,7 +17,7 @@
 //! | `stream` | the application's bytes in and out |
 //! | `timers` | retransmission, persist, delayed ACK, keep-alive, TIME-WAIT |
 //! | `recovery` | duplicate ACKs, fast retransmit, RTO: RFC 5681, RFC 6582 |
-//! | `congestion` | how large the congestion window is, behind one trait |
+//! | `congestion` | how large the congestion window is, behind one trait: CUBIC, NewReno, DCTCP |
 //! | `rtt` | RFC 6298 |
 //! | `send_queue`, `receive_queue`, `slab` | where slices wait |
 //! | `isn` | RFC 6528 |
@@ -49,7 +49,10 @@ mod transmit;
 
 pub use close::Unreachable;
 pub use config::{Config, KeepAlive};
-pub use congestion::{Ack, Controller, EcnUse, NewReno, RateSample, Signal, Window};
+pub use congestion::{
+    Ack, Algorithm, Controller, Cubic, Dctcp, EcnUse, NewReno, RateSample, Signal,
+    UnknownAlgorithm, Window,
+};
 pub use isn::IsnGenerator;
 pub use segment::{MAX_SLICES, Segment, reset_reply};
 pub use slab::SliceSlab;

@@ -4,7 +4,7 @@ use millstream_timer::Instant;
 use millstream_wire::tcp::SeqNumber;
 
 use crate::config::Config;
-use crate::congestion::{Congestion, Window};
+use crate::congestion::{Algorithm, Congestion, Controller, Window};
 use crate::receive_queue::{Reassembly, ReceiveQueue};
 use crate::rtt::RttEstimator;
 use crate::send_queue::SendQueue;
@@ -227,6 +227,8 @@ pub struct TcpInfo {
     pub rto_us: u32,
     /// Doublings of the time-out at the moment.
     pub backoff: u8,
+    /// Its congestion controller.
+    pub congestion: Algorithm,
     /// Congestion window in bytes.
     pub cwnd_bytes: u32,
     /// Slow-start threshold in bytes.
@@ -308,7 +310,7 @@ impl Tcb {
             retries: 0,
             keepalive_probes: 0,
             recover: 0,
-            congestion: Congestion::new(),
+            congestion: Congestion::new(config.congestion, false),
             idle_at: Instant::FAR_FUTURE,
             reassembly: Reassembly::EMPTY,
             rcv_fin: SeqNumber(0),
@@ -468,6 +470,7 @@ impl Tcb {
             rttvar_us: self.rtt.rttvar_us(),
             rto_us: self.rtt.rto_us,
             backoff: self.backoff,
+            congestion: self.congestion.algorithm(),
             cwnd_bytes: self.window.cwnd,
             ssthresh_bytes: self.window.ssthresh,
             flight_bytes: self.flight(),
@@ -494,6 +497,19 @@ impl Tcb {
         self.facts.set(Facts::CORK, cork);
         self.facts.remove(Facts::MORE);
         self.arm_persist_if_stalled(env);
+    }
+
+    /// Takes another congestion controller than [`Config::congestion`](crate::Config::congestion).
+    /// Has an effect until the first data is acknowledged: what a controller has learnt cannot be
+    /// given to another. Allocates.
+    pub fn set_congestion(&mut self, env: &Env<'_>, algorithm: Algorithm) {
+        if self.acked_total == 0 && self.congestion.algorithm() != algorithm {
+            self.congestion = Congestion::new(algorithm, false);
+            if self.window.cwnd != 0 {
+                let (mss, now_us) = (u32::from(self.mss), env.now.as_micros());
+                self.congestion.on_open(&mut self.window, mss, now_us);
+            }
+        }
     }
 
     /// Asks a silent peer whether it is there, or not, at the times of

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Frame, Pair, stream};
-use millstream_tcp::{Config, State};
+use millstream_tcp::{Algorithm, Config, State};
 use millstream_wire::tcp::{Flags, SeqNumber};
 
 fn plain() -> Config {
@@ -143,7 +143,8 @@ fn several_losses_in_a_window_are_repaired_without_a_time_out() {
 
 #[test]
 fn a_lost_tail_costs_one_time_out_and_halves_the_threshold_once() {
-    let mut pair = pair();
+    let config = Config { congestion: Algorithm::NewReno, ..Config::default() };
+    let mut pair = Pair::connected(config, Config::default());
     let mut lost = 0;
     // The last segment, and its first repetition.
     pair.filter = Some(Box::new(move |from, frame| {
@@ -179,7 +180,8 @@ fn without_timestamps_back_off_stays_until_a_measurement() {
 
 #[test]
 fn limited_transmit_sends_new_data() {
-    let mut pair = Pair::connected(plain(), plain());
+    let config = Config { congestion: Algorithm::NewReno, ..plain() };
+    let mut pair = Pair::connected(config, plain());
     pair.filter = Some(Box::new(|_, _| false));
     let now = pair.now;
     pair.ends[0].send(now, &stream(100_000, 1));
@@ -507,4 +509,32 @@ fn rounding_takes_nothing_back() {
     assert_eq!(pair.ends[1].shrunk_by, 0);
     assert_eq!(pair.ends[1].tcb.as_ref().unwrap().readable_bytes(), 119 * 60);
     pair.release();
+}
+
+/// What a transfer over each controller has to get right: every byte, in the face of losses, and
+/// the controller that was asked for, per stack or per connection.
+#[test]
+fn every_controller_carries_a_stream_through_losses() {
+    for algorithm in Algorithm::ALL {
+        let config = Config { congestion: algorithm, ..Config::default() };
+        for per_connection in [false, true] {
+            let ours = if per_connection { Config::default() } else { config.clone() };
+            let mut pair = Pair::connected(ours, Config::default());
+            if per_connection {
+                let now = pair.now;
+                pair.ends[0].with(now, |tcb, env| tcb.set_congestion(env, algorithm));
+            }
+            assert_eq!(pair.ends[0].info().congestion, algorithm);
+            drop_data(&mut pair, &[12, 14, 15, 18, 90, 130]);
+            pair.transfer([&stream(400_000, 1), &[]], 60_000_000);
+            // Too late for another one.
+            let now = pair.now;
+            for other in Algorithm::ALL {
+                pair.ends[0].with(now, |tcb, env| tcb.set_congestion(env, other));
+            }
+            assert_eq!(pair.ends[0].info().congestion, algorithm);
+            assert!(pair.ends[0].info().ssthresh_bytes < 1 << 30);
+            pair.release();
+        }
+    }
 }

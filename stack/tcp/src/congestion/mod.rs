@@ -4,12 +4,25 @@
 //! recovery tells it what happened. Dispatch is by an enum in a box of its own, which is made when
 //! the connection is opened and never moves: the record of a connection pays eight bytes.
 
+mod algorithm;
+mod cubic;
+mod dctcp;
+mod hystart;
 mod new_reno;
+#[cfg(test)]
+mod sim;
 
+pub use algorithm::{Algorithm, UnknownAlgorithm};
+pub use cubic::Cubic;
+pub use dctcp::Dctcp;
 pub use new_reno::NewReno;
 
 /// Larger windows than a 30-bit one cannot be announced by any peer (RFC 7323 section 2.3).
 pub(crate) const CWND_MAX: u32 = 1 << 30;
+
+/// No rate above this many bytes a second is asked for: it is beyond any link, and what is computed
+/// from it does not overflow.
+pub(crate) const RATE_MAX: u64 = 1 << 40;
 
 /// What a controller controls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -172,7 +185,7 @@ pub(crate) fn window_pacing_rate(window: &Window, srtt_us: u32, _mss: u32) -> u6
     }
     // Linux takes the lower gain from half the threshold on, so that slow start ends calmly.
     let percent = if window.cwnd < window.ssthresh / 2 { 200 } else { 120 };
-    (u64::from(window.cwnd) * percent * 10_000 / u64::from(srtt_us)).max(1)
+    (u64::from(window.cwnd) * percent * 10_000 / u64::from(srtt_us)).clamp(1, RATE_MAX)
 }
 
 /// The controller of a connection.
@@ -181,13 +194,31 @@ pub(crate) struct Congestion(Box<Kind>);
 
 #[derive(Debug)]
 enum Kind {
+    Cubic(Cubic),
     NewReno(NewReno),
+    Dctcp(Dctcp),
 }
 
+// A cache line: what an allocator gives for less costs the same.
+const _: () = assert!(size_of::<Kind>() <= 64);
+
 impl Congestion {
-    /// A controller for a new connection. Allocates.
-    pub(crate) fn new() -> Self {
-        Self(Box::new(Kind::NewReno(NewReno::default())))
+    /// A controller for a new connection; `paced`: what it sends is clocked out. Allocates.
+    pub(crate) fn new(algorithm: Algorithm, paced: bool) -> Self {
+        Self(Box::new(match algorithm {
+            Algorithm::Cubic => Kind::Cubic(Cubic::new(paced)),
+            Algorithm::NewReno => Kind::NewReno(NewReno::new(paced)),
+            Algorithm::Dctcp => Kind::Dctcp(Dctcp::new(paced)),
+        }))
+    }
+
+    /// Which one it is.
+    pub(crate) fn algorithm(&self) -> Algorithm {
+        match &*self.0 {
+            Kind::Cubic(_) => Algorithm::Cubic,
+            Kind::NewReno(_) => Algorithm::NewReno,
+            Kind::Dctcp(_) => Algorithm::Dctcp,
+        }
     }
 }
 
@@ -195,7 +226,9 @@ impl Congestion {
 macro_rules! dispatch {
     ($kind:expr, $method:ident($($argument:expr),*)) => {
         match $kind {
+            Kind::Cubic(controller) => controller.$method($($argument),*),
             Kind::NewReno(controller) => controller.$method($($argument),*),
+            Kind::Dctcp(controller) => controller.$method($($argument),*),
         }
     };
 }
@@ -272,23 +305,4 @@ pub(crate) fn initial_window(segments: u8, mss: u32) -> u32 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn initial_window_is_that_of_rfc_6928() {
-        assert_eq!(initial_window(10, 1460), 14_600);
-        assert_eq!(initial_window(10, 536), 5_360);
-        assert_eq!(initial_window(10, 8_960), 17_920);
-        assert_eq!(initial_window(0, 1_000), 1_000);
-    }
-
-    #[test]
-    fn pacing_fills_a_growing_window() {
-        let mut window = Window { cwnd: 10_000, ssthresh: u32::MAX };
-        assert_eq!(window_pacing_rate(&window, 0, 1000), 0);
-        assert_eq!(window_pacing_rate(&window, 10_000, 1000), 2_000_000);
-        window.ssthresh = 20_000;
-        assert_eq!(window_pacing_rate(&window, 10_000, 1000), 1_200_000);
-    }
-}
+mod tests;
