@@ -18,6 +18,10 @@ impl Protocol {
     pub const TCP: Self = Self(6);
     /// UDP.
     pub const UDP: Self = Self(17);
+    /// ICMP for IPv6.
+    pub const ICMPV6: Self = Self(58);
+    /// Nothing follows (RFC 8200 section 4.7).
+    pub const NONE: Self = Self(59);
 }
 
 /// The ECN field (RFC 3168 section 5).
@@ -193,6 +197,30 @@ impl Header {
     }
 }
 
+/// Whether a packet with these options may be taken. None is acted on: they are skipped, but for
+/// source routes, which would let a sender choose whose answers it gets (RFC 7126 sections 4.3 and
+/// 4.4), and options that do not fit the header.
+pub fn options_acceptable(options: &[u8]) -> bool {
+    const END: u8 = 0;
+    const NO_OPERATION: u8 = 1;
+    const LOOSE_ROUTE: u8 = 0x83;
+    const STRICT_ROUTE: u8 = 0x89;
+    let mut rest = options;
+    while let [kind, behind @ ..] = rest {
+        rest = match (*kind, behind) {
+            (END, _) => return true,
+            (NO_OPERATION, _) => behind,
+            (LOOSE_ROUTE | STRICT_ROUTE, _) => return false,
+            (_, [len, ..]) if *len >= 2 => match rest.get(usize::from(*len)..) {
+                Some(behind) => behind,
+                None => return false,
+            },
+            _ => return false,
+        };
+    }
+    true
+}
+
 /// Whether the header checksum of the packet that `header` was parsed from is right.
 #[inline]
 pub fn verify_checksum(header: &Header, packet: &[u8]) -> bool {
@@ -352,6 +380,18 @@ pub(crate) mod tests {
         assert!(verify_checksum(&header, &packet));
     }
 
+    #[test]
+    fn source_routes_and_broken_options_are_refused() {
+        for good in [&[][..], &[1, 1, 1, 1], &[0, 0x83, 9, 9], &[0x94, 4, 0, 0], &[7, 3, 4, 0]] {
+            assert!(options_acceptable(good), "{good:?}");
+        }
+        let route = [0x83, 7, 4, 192, 0, 2, 1, 0];
+        for bad in [&route[..], &[1, 0x89, 3, 4], &[0x94, 0, 0, 0], &[0x94, 5, 0, 0], &[1, 1, 1, 7]]
+        {
+            assert!(!options_acceptable(bad), "{bad:?}");
+        }
+    }
+
     proptest! {
         #[test]
         fn what_is_emitted_is_parsed(repr in any_repr(9), flip in 0usize..160) {
@@ -390,7 +430,8 @@ pub(crate) mod tests {
                 packet[0] = 0x40 | packet[0] & 0x0f;
             }
             for header in [Header::parse(&packet), Header::parse_head(&packet)].into_iter().flatten() {
-                let _ = (header.payload(&packet), header.options(&packet), header.fragment_offset());
+                let _ = (header.payload(&packet), header.fragment_offset());
+                options_acceptable(header.options(&packet));
                 verify_checksum(&header, &packet);
             }
         }

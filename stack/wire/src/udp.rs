@@ -1,6 +1,6 @@
 //! UDP (RFC 768).
 
-use core::net::Ipv4Addr;
+use core::net::{Ipv4Addr, Ipv6Addr};
 
 use crate::checksum::Sum;
 use crate::ipv4::Protocol;
@@ -64,11 +64,22 @@ impl Header {
     /// Whether the checksum of the datagram that the header was parsed from is right or absent.
     #[inline]
     pub fn verify_checksum(&self, src: Ipv4Addr, dst: Ipv4Addr, datagram: &[u8]) -> bool {
-        if self.checksum == 0 {
-            return true;
-        }
+        self.checksum == 0
+            || self.sums_up(Sum::ipv4_pseudo(src, dst, Protocol::UDP.0, self.len), datagram)
+    }
+
+    /// Whether the checksum of the datagram that the header was parsed from is right. Over IPv6 it
+    /// may not be absent (RFC 8200 section 8.1).
+    #[inline]
+    pub fn verify_checksum_v6(&self, src: Ipv6Addr, dst: Ipv6Addr, datagram: &[u8]) -> bool {
+        let pseudo = Sum::ipv6_pseudo(src, dst, Protocol::UDP.0, u32::from(self.len));
+        self.checksum != 0 && self.sums_up(pseudo, datagram)
+    }
+
+    #[inline]
+    fn sums_up(&self, pseudo: Sum, datagram: &[u8]) -> bool {
         let Some(bytes) = datagram.get(..usize::from(self.len)) else { return false };
-        let mut sum = Sum::ipv4_pseudo(src, dst, Protocol::UDP.0, self.len);
+        let mut sum = pseudo;
         sum.add_bytes(bytes);
         sum.finish() == 0
     }
@@ -99,7 +110,22 @@ impl Repr {
     /// If `buf` is shorter than [`HEADER_LEN`].
     #[inline]
     pub fn emit(&self, buf: &mut [u8], src: Ipv4Addr, dst: Ipv4Addr, payload: Sum) {
-        let mut sum = self.pseudo_sum(src, dst);
+        self.emit_summed(buf, self.pseudo_sum(src, dst), payload);
+    }
+
+    /// [`Self::emit`] for a datagram over IPv6.
+    ///
+    /// # Panics
+    /// If `buf` is shorter than [`HEADER_LEN`].
+    #[inline]
+    pub fn emit_v6(&self, buf: &mut [u8], src: Ipv6Addr, dst: Ipv6Addr, payload: Sum) {
+        let len = u32::from(self.datagram_len());
+        self.emit_summed(buf, Sum::ipv6_pseudo(src, dst, Protocol::UDP.0, len), payload);
+    }
+
+    #[inline]
+    fn emit_summed(&self, buf: &mut [u8], pseudo: Sum, payload: Sum) {
+        let mut sum = pseudo;
         sum.add_bytes(&self.to_bytes(0));
         sum.add_known(payload.fold(), usize::from(self.payload_len));
         // Zero means "no checksum", so a computed zero is sent as its other form.
@@ -197,6 +223,17 @@ mod tests {
             prop_assert!(!header.verify_checksum(SRC, SRC, &bytes));
             prop_assert_eq!(header.payload(&bytes), &payload);
             prop_assert_eq!((header.src_port, header.dst_port), (src_port, dst_port));
+
+            let (src, dst) = (SRC.to_ipv6_mapped(), DST.to_ipv6_mapped());
+            prop_assert!(!header.verify_checksum_v6(DST.to_ipv6_mapped(), dst, &bytes));
+            let mut sum = Sum::new();
+            sum.add_bytes(&payload);
+            repr.emit_v6(&mut bytes, src, dst, sum);
+            let header6 = Header::parse(&bytes).unwrap();
+            prop_assert!(header6.verify_checksum_v6(src, dst, &bytes));
+            bytes[6..8].fill(0);
+            let header6 = Header::parse(&bytes).unwrap();
+            prop_assert!(!header6.verify_checksum_v6(src, dst, &bytes), "absent");
 
             // What a NIC does: sum the datagram with the pseudo-header's sum in it.
             repr.emit_for_offload(&mut bytes, SRC, DST);
