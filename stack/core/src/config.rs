@@ -1,6 +1,6 @@
 //! How a shard is set up.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// The station's place in its network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +32,20 @@ impl Ipv4Config {
     pub fn broadcast(&self) -> Option<Ipv4Addr> {
         (self.prefix_len < 31).then(|| Ipv4Addr::from_bits(self.address.to_bits() | !self.mask()))
     }
+}
+
+/// The station's place in its IPv6 network. A link-local address is always taken.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ipv6Config {
+    /// Our addresses with the bits of their network prefixes.
+    pub addresses: Vec<(Ipv6Addr, u8)>,
+    /// Where packets to other networks go, whatever routers announce.
+    pub gateway: Option<Ipv6Addr>,
+    /// Take addresses, routers and the MTU from router advertisements (RFC 4862).
+    pub slaac: bool,
+    /// The key of opaque interface identifiers (RFC 7217): with the same key the same addresses are
+    /// made after a restart. `None`: they are made of the MAC address.
+    pub stable_secret: Option<[u8; 16]>,
 }
 
 /// Bounds on what a shard holds. All memory is taken at start.

@@ -12,6 +12,8 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg_attr(not(test), expect(dead_code))]
+mod autoconf;
 mod channel;
 mod config;
 mod conn;
@@ -20,9 +22,14 @@ mod executor;
 mod flow;
 mod listener;
 mod metrics;
+#[cfg_attr(not(test), expect(dead_code))]
 mod neighbor;
 mod output;
+#[cfg_attr(not(test), expect(dead_code))]
+mod pmtu;
 mod proxy;
+#[cfg_attr(not(test), expect(dead_code))]
+mod reassembly;
 mod segment;
 mod shard;
 mod splice;
@@ -31,7 +38,7 @@ mod state;
 mod stream;
 mod udp;
 
-pub use config::{Ipv4Config, Limits, ShardConfig, random_secret};
+pub use config::{Ipv4Config, Ipv6Config, Limits, ShardConfig, random_secret};
 pub use executor::{JoinHandle, TooManyTasks};
 pub use listener::ListenError;
 pub use metrics::{RxMetrics, ShardMetrics};

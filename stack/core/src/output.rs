@@ -14,7 +14,7 @@ use millstream_wire::tcp;
 
 use crate::conn::{ConnId, Facts};
 use crate::flow::FlowKey;
-use crate::neighbor::{Lookup, Neighbors};
+use crate::neighbor::Lookup;
 use crate::state::{State, TOKEN_NEIGHBOR, env};
 
 /// Packets other than TCP's that wait at most.
@@ -218,16 +218,24 @@ impl State {
 
     /// The link address of a neighbour. `None`: it has been asked; an error: it does not answer.
     pub fn resolve(&mut self, ip: Ipv4Addr) -> Option<Result<[u8; 6], ()>> {
-        match self.neighbors.lookup(ip, self.now) {
-            Lookup::Known(mac) => return Some(Ok(mac)),
+        match self.neighbors.lookup(ip.into(), self.now) {
+            Lookup::Known(mac) => {
+                self.rearm_neighbors();
+                return Some(Ok(mac));
+            }
             Lookup::Unreachable => return Some(Err(())),
             Lookup::Ask => self.send_arp_request(ip),
             Lookup::Wait => {}
         }
-        if self.neighbor_timer.is_none() {
-            self.neighbor_timer = self.wheel.insert(Neighbors::retry_at(self.now), TOKEN_NEIGHBOR);
-        }
+        self.rearm_neighbors();
         None
+    }
+
+    /// Sees to it that questions to neighbours are repeated when they are due.
+    fn rearm_neighbors(&mut self) {
+        if self.neighbor_timer.is_none() {
+            self.neighbor_timer = self.wheel.insert(self.neighbors.next_deadline(), TOKEN_NEIGHBOR);
+        }
     }
 
     /// Finds the next hop's address for a connection that wants to send for the first time.
@@ -273,6 +281,13 @@ impl State {
 
     pub fn fire_neighbor_timer(&mut self) {
         self.neighbor_timer = None;
+        self.neighbor_timer_at = Instant::FAR_FUTURE;
+        while let Some(solicit) = self.neighbors.poll(self.now) {
+            if let std::net::IpAddr::V4(ip) = solicit.ip {
+                self.send_arp_request(ip);
+            }
+        }
+        self.rearm_neighbors();
         self.neighbor_changed();
     }
 }

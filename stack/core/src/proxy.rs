@@ -12,6 +12,7 @@ use millstream_wire::{arp, icmpv4, ipv4};
 
 use crate::channel::{Channel, Packet};
 use crate::flow::FlowKey;
+use crate::neighbor::Evidence;
 use crate::output::{RawFrame, Via};
 use crate::state::{State, env};
 
@@ -68,8 +69,9 @@ impl State {
             && arp.sender_ip != ours
             && self.station.ipv4.on_link(arp.sender_ip);
         let asked_us = for_us && arp.operation == arp::Operation::Request;
-        let learned =
-            usable && self.neighbors.learn(arp.sender_ip, arp.sender_mac.0, asked_us, self.now);
+        let evidence = if asked_us { Evidence::AskedUs } else { Evidence::Answer };
+        let learned = usable
+            && self.neighbors.learn(arp.sender_ip.into(), arp.sender_mac.0, evidence, self.now);
         if learned {
             self.neighbor_changed();
         }

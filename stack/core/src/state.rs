@@ -95,6 +95,7 @@ pub(crate) struct State {
     pub free_sleepers: Vec<u32>,
     pub neighbors: Neighbors,
     pub neighbor_timer: Option<TimerId>,
+    pub neighbor_timer_at: Instant,
     pub splices: Splices,
     /// The segment that is being sent, and its headers.
     pub segment: Segment,
@@ -176,6 +177,7 @@ impl State {
             free_sleepers: Vec::new(),
             neighbors: Neighbors::default(),
             neighbor_timer: None,
+            neighbor_timer_at: Instant::FAR_FUTURE,
             splices: Splices::new(limits.disk_depth),
             segment: Segment::default(),
             header: [0; HEADER_MAX],
