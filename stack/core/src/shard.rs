@@ -133,8 +133,9 @@ impl<L: Link, C: Clock> Shard<L, C> {
         let mut state = inner.state.borrow_mut();
         let state = &mut *state;
         if !state.output.is_empty() || !state.raw.is_empty() {
-            // What waits for a neighbour's address is no work: the loop may sleep meanwhile.
-            work += state.transmit(&mut self.link);
+            // What waits for room on the link or for a neighbour's address is no work: the loop may sleep
+            // meanwhile, and a driver of virtual time sees an end of it.
+            work += state.transmit(&mut self.link) + usize::from(inner.executor.has_ready());
         }
         self.link.flush();
         if state.splices.in_disk > 0 {

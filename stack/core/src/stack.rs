@@ -194,6 +194,11 @@ impl Stack {
         self.state().arena.stats()
     }
 
+    /// Slices in the queues of all connections.
+    pub fn slices_in_use(&self) -> usize {
+        self.state().slices.used()
+    }
+
     /// Connections in any state.
     pub fn connections(&self) -> usize {
         self.state().conns.len()

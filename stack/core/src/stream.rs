@@ -446,8 +446,11 @@ fn write_pieces(
 ) -> usize {
     let mut rest = data;
     while !rest.is_empty() {
-        let staging = if rest.len() > FRAME_BYTES { &mut *blocks } else { &mut *frames };
-        let Some(slice) = staging.put(rest) else { break };
+        let large = rest.len() > FRAME_BYTES;
+        let (fitting, other) =
+            if large { (&mut *blocks, &mut *frames) } else { (&mut *frames, &mut *blocks) };
+        // A buffer of the other size does too: who waits is woken when there is either.
+        let Some(slice) = fitting.put(rest).or_else(|| other.put(rest)) else { break };
         let len = slice.len();
         if conn.tcb.push(env, slice).is_err() {
             break;

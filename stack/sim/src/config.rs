@@ -43,6 +43,9 @@ pub struct DirectionConfig {
     pub queue_bytes: usize,
     /// What happens when they are too many.
     pub when_full: WhenFull,
+    /// Frames that may wait before those that come behind them are marked as having met congestion
+    /// (RFC 3168), if their senders understand the mark. What does not is not touched.
+    pub mark_frames: usize,
     /// Frames that may lie at the receiver unread. Those that arrive beyond them are dropped.
     pub ring_frames: usize,
     /// Probability that a frame is lost.
@@ -69,6 +72,7 @@ impl Default for DirectionConfig {
             queue_frames: 1000,
             queue_bytes: usize::MAX,
             when_full: WhenFull::Drop,
+            mark_frames: usize::MAX,
             ring_frames: 1024,
             loss: 0.0,
             burst_loss: None,

@@ -10,6 +10,7 @@
 mod config;
 mod disk;
 mod drive;
+mod flap;
 mod link;
 mod rng;
 mod stats;
@@ -18,6 +19,7 @@ mod wire;
 pub use config::{BurstLoss, DirectionConfig, LinkConfig, WhenFull};
 pub use disk::{DiskConfig, SimDisk};
 pub use drive::{Node, drive, step};
+pub use flap::{Flapper, Flaps};
 pub use link::{SimLink, Wire, pair};
 pub use rng::Rng;
 pub use stats::{DirectionStats, Fate};

@@ -23,6 +23,8 @@ type Filter = Box<dyn FnMut(Instant, Direction, &[u8]) -> bool>;
 
 struct Inner {
     clock: VirtualClock,
+    capabilities: Capabilities,
+    class: SizeClass,
     up: bool,
     a_to_b: OneWay,
     b_to_a: OneWay,
@@ -36,6 +38,17 @@ impl Inner {
             Direction::AToB => &mut self.a_to_b,
             Direction::BToA => &mut self.b_to_a,
         }
+    }
+
+    fn buffers(&mut self, direction: Direction) -> (usize, usize) {
+        let class = self.class;
+        let arena = &self.one_way(direction).arena;
+        let stats = arena.stats();
+        let total = match class {
+            SizeClass::Frame => stats.frames.0,
+            SizeClass::Block => stats.blocks.0,
+        };
+        (arena.free(class), total)
     }
 }
 
@@ -80,37 +93,30 @@ pub fn pair(
         Arena::new(&ArenaConfig { frames, blocks, huge_pages: HugePages::Never })
     };
     let mut rng = Rng::new(config.seed);
+    let capabilities = Capabilities {
+        driver: "sim",
+        mac: [0; 6],
+        mtu: config.mtu,
+        tx_slices_max: usize::MAX,
+        tx_ipv4_checksum: config.checksum_offload,
+        tx_tcp_checksum: config.checksum_offload,
+        tx_udp_checksum: config.checksum_offload,
+        rx_checksum: config.checksum_offload,
+        tso_bytes_max: 0,
+        copies_payload: true,
+    };
     let inner = Rc::new(RefCell::new(Inner {
         clock: clock.clone(),
+        capabilities,
+        class,
         up: true,
         a_to_b: OneWay::new(config.a_to_b, arena()?, rng.fork()),
         b_to_a: OneWay::new(config.b_to_a, arena()?, rng.fork()),
         trace: None,
         filter: None,
     }));
-    let end = |last: u8, outbound, inbound| SimLink {
-        inner: Rc::clone(&inner),
-        clock: clock.clone(),
-        capabilities: Capabilities {
-            driver: "sim",
-            mac: [2, 0, 0, 0, 0, last],
-            mtu: config.mtu,
-            tx_slices_max: usize::MAX,
-            tx_ipv4_checksum: config.checksum_offload,
-            tx_tcp_checksum: config.checksum_offload,
-            tx_udp_checksum: config.checksum_offload,
-            rx_checksum: config.checksum_offload,
-            tso_bytes_max: 0,
-            copies_payload: true,
-        },
-        class,
-        outbound,
-        inbound,
-        stats: LinkStats::default(),
-    };
-    let a = end(1, Direction::AToB, Direction::BToA);
-    let b = end(2, Direction::BToA, Direction::AToB);
-    Ok((a, b, Wire(inner)))
+    let wire = Wire(inner);
+    Ok((wire.end(Direction::AToB), wire.end(Direction::BToA), wire))
 }
 
 impl SimLink {
@@ -202,6 +208,10 @@ impl Link for SimLink {
         self.inner.borrow().up
     }
 
+    fn rx_buffers(&self) -> Option<(usize, usize)> {
+        Some(self.inner.borrow_mut().buffers(self.inbound))
+    }
+
     fn stats(&self) -> LinkStats {
         let mut inner = self.inner.borrow_mut();
         let rx_missed = inner.one_way(self.inbound).stats.dropped_ring;
@@ -210,6 +220,47 @@ impl Link for SimLink {
 }
 
 impl Wire {
+    /// The end that sends in direction `outbound`.
+    fn end(&self, outbound: Direction) -> SimLink {
+        let inner = self.0.borrow();
+        let (last, inbound) = match outbound {
+            Direction::AToB => (1, Direction::BToA),
+            Direction::BToA => (2, Direction::AToB),
+        };
+        SimLink {
+            inner: Rc::clone(&self.0),
+            clock: inner.clock.clone(),
+            capabilities: Capabilities { mac: [2, 0, 0, 0, 0, last], ..inner.capabilities.clone() },
+            class: inner.class,
+            outbound,
+            inbound,
+            stats: LinkStats::default(),
+        }
+    }
+
+    /// A new handle on the end that sends in direction `outbound`, for a host that has restarted:
+    /// what had arrived there and was not taken is lost. The old handle must be gone.
+    pub fn reopen(&self, outbound: Direction) -> SimLink {
+        let end = self.end(outbound);
+        let mut inner = self.0.borrow_mut();
+        let now = inner.clock.now();
+        inner.one_way(end.inbound).forget_arrivals(now);
+        drop(inner);
+        end
+    }
+
+    /// Frames that wait in a direction's queue at this moment, and their bytes.
+    pub fn queue(&self, direction: Direction) -> (usize, usize) {
+        let mut inner = self.0.borrow_mut();
+        let now = inner.clock.now();
+        inner.one_way(direction).queue(now)
+    }
+
+    /// Buffers of a direction that are free, and all of them.
+    pub fn buffers(&self, direction: Direction) -> (usize, usize) {
+        self.0.borrow_mut().buffers(direction)
+    }
+
     /// The next moment after now at which a frame arrives, or at which a refused sender finds room.
     pub fn next_event(&self) -> Instant {
         let mut inner = self.0.borrow_mut();

@@ -54,9 +54,24 @@ pub struct DirectionStats {
     pub in_flight: u64,
     /// The most frames that ever waited in the queue.
     pub queue_frames_max: u64,
+    /// The most bytes that ever waited in the queue.
+    pub queue_bytes_max: u64,
+    /// Frames that the queue took, whether they had to wait or not.
+    pub queued: u64,
+    /// How long they waited all together, in nanoseconds.
+    pub waited_nanos: u64,
+    /// The longest that one waited, in nanoseconds.
+    pub waited_nanos_max: u64,
+    /// Frames that were marked as having met congestion.
+    pub marked: u64,
 }
 
 impl DirectionStats {
+    /// How long a frame waited in the queue on average, in nanoseconds: the standing queue.
+    pub fn waited_nanos_mean(&self) -> u64 {
+        self.waited_nanos / self.queued.max(1)
+    }
+
     /// Drops of all causes.
     pub fn dropped(&self) -> u64 {
         self.dropped_queue

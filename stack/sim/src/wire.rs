@@ -158,20 +158,27 @@ impl OneWay {
         now: Instant,
         up: bool,
         keep: bool,
-        frame: IoBufMut,
+        mut frame: IoBufMut,
         len: usize,
     ) -> Fate {
         self.stats.offered += 1;
         self.stats.offered_bytes += len as u64;
-        let fate = self.accept(now, up, keep, len);
+        let mut mark = false;
+        let fate = self.accept(now, up, keep, len, &mut mark);
         match fate {
-            Fate::Sent => self.put_on_wire(frame, len),
+            Fate::Sent => {
+                if mark && frame.get_mut(..len).is_some_and(mark_congestion) {
+                    self.stats.marked += 1;
+                }
+                self.put_on_wire(frame, len);
+            }
             _ => self.stats.count_drop(fate),
         }
         fate
     }
 
-    fn accept(&mut self, now: Instant, up: bool, keep: bool, len: usize) -> Fate {
+    /// `mark`: the queue was so long that the frame is to tell.
+    fn accept(&mut self, now: Instant, up: bool, keep: bool, len: usize, mark: &mut bool) -> Fate {
         if !up {
             return Fate::LinkDown;
         }
@@ -181,6 +188,7 @@ impl OneWay {
         if self.is_full(now, len) {
             return Fate::QueueFull;
         }
+        *mark = self.waiting.len() >= self.config.mark_frames;
         // A frame that the wire loses has taken its time in the serialiser.
         self.serialise(now, len);
         let lost = self.dice.loss.chance(self.config.loss);
@@ -208,6 +216,10 @@ impl OneWay {
             self.busy_rest = 0;
         }
         let starts = self.busy_until;
+        let waits_nanos = starts.nanos_since(now);
+        self.stats.queued += 1;
+        self.stats.waited_nanos += waits_nanos;
+        self.stats.waited_nanos_max = self.stats.waited_nanos_max.max(waits_nanos);
         if let Some(bandwidth_bps) = std::num::NonZeroU64::new(self.config.bandwidth_bps) {
             let bits = 8 * (len as u128 + u128::from(self.config.overhead_bytes));
             let total = bits * 1_000_000_000 + u128::from(self.busy_rest);
@@ -222,6 +234,7 @@ impl OneWay {
             self.waiting_bytes += len;
             let depth = self.waiting.len() as u64;
             self.stats.queue_frames_max = self.stats.queue_frames_max.max(depth);
+            self.stats.queue_bytes_max = self.stats.queue_bytes_max.max(self.waiting_bytes as u64);
         }
     }
 
@@ -277,6 +290,20 @@ impl OneWay {
             let Some(begun) = self.waiting.pop_front() else { break };
             self.waiting_bytes -= begun.bytes;
         }
+    }
+
+    /// Frames that wait for the serialiser at this moment, and their bytes.
+    pub(crate) fn queue(&mut self, now: Instant) -> (usize, usize) {
+        self.begin_sending(now);
+        (self.waiting.len(), self.waiting_bytes)
+    }
+
+    /// Loses what has arrived and was not taken: its host is gone.
+    pub(crate) fn forget_arrivals(&mut self, now: Instant) {
+        self.land(now);
+        self.stats.dropped_down += self.ring.len() as u64;
+        self.stats.in_flight -= self.ring.len() as u64;
+        self.ring.clear();
     }
 
     /// Moves what has arrived into the receiver's ring. Frames leave it only in [`Self::receive`],
@@ -341,5 +368,37 @@ impl OneWay {
     /// The sender tries again: it will be refused anew if there is no room.
     pub(crate) fn forget_refusal(&mut self) {
         self.refused = false;
+    }
+}
+
+/// Sets "congestion experienced" in a frame whose sender can take it (RFC 3168 section 5): in the
+/// last two bits of IPv4's type of service or IPv6's traffic class. `false` if it is none.
+fn mark_congestion(frame: &mut [u8]) -> bool {
+    match frame {
+        [_, _, _, _, _, _, _, _, _, _, _, _, 0x08, 0x00, packet @ ..] => {
+            let Some(header) = packet.first_chunk_mut::<20>() else { return false };
+            let before = header[1];
+            if matches!(before & 3, 0 | 3) {
+                return before & 3 == 3;
+            }
+            header[1] = before | 3;
+            // RFC 1624 equation 3: HC' = ~(~HC + ~m + m').
+            let checksum = u16::from_be_bytes([header[10], header[11]]);
+            let sum = u32::from(!checksum) + u32::from(!u16::from(before)) + u32::from(before | 3);
+            let sum = (sum & 0xffff) + (sum >> 16);
+            let sum = (sum & 0xffff) + (sum >> 16);
+            [header[10], header[11]] = (!(sum as u16)).to_be_bytes();
+            true
+        }
+        [_, _, _, _, _, _, _, _, _, _, _, _, 0x86, 0xdd, packet @ ..] => {
+            // The traffic class lies across the first two bytes; its low bits in the second one.
+            let Some(class) = packet.get_mut(1) else { return false };
+            let capable = matches!((*class >> 4) & 3, 1 | 2);
+            if capable {
+                *class |= 0x30;
+            }
+            capable || (*class >> 4) & 3 == 3
+        }
+        _ => false,
     }
 }
