@@ -90,6 +90,10 @@ impl Tcb {
         self.state = State::Closed;
         if error.is_some() {
             self.error = error;
+            if self.receive_queue.bytes > 0 {
+                // Part of the stream is lost with it: the reader must not take this for its end.
+                self.facts.remove(Facts::RCV_FIN);
+            }
             self.receive_queue.clear(env.slices);
         }
         self.send_queue.clear(env.slices);

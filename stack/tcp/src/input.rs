@@ -391,7 +391,8 @@ impl Tcb {
             return true;
         }
         let window = u32::from(header.window) << self.snd_scale;
-        if ack == self.snd_una {
+        let advances = ack != self.snd_una;
+        if !advances {
             // RFC 5681 section 2: what a duplicate ACK is.
             if len == 0
                 && !header.flags.contains(Flags::FIN)
@@ -426,9 +427,13 @@ impl Tcb {
                 *events |= Events::ACKED | Events::WRITABLE;
             }
         }
-        if self.snd_wl1.lt(seq) || (self.snd_wl1 == seq && self.snd_wl2.le(ack)) {
+        // RFC 9293 section 3.10.7.4, fifth check, and besides: what acknowledges more than anything
+        // before is the latest word on the window, even if its data is old. Kept as it was, the window
+        // would move on with SND.UNA, beyond what the peer has allowed.
+        let wl1 = self.snd_wl1;
+        if advances || wl1.lt(seq) || (wl1 == seq && self.snd_wl2.le(ack)) {
             self.set_window(header);
-            self.snd_wl1 = seq;
+            self.snd_wl1 = wl1.max(seq);
         }
         if self.facts.contains(Facts::PERSIST) {
             // The peer answers: it may keep its window closed as long as it likes (RFC 9293 section

@@ -133,6 +133,11 @@ impl Tcb {
             }
             return 0;
         }
+        // What was sent before goes again as far as the window lets it, or a time-out would send
+        // nothing for ever.
+        if count != 0 && flight == 0 && self.snd_nxt.lt(self.snd_max) {
+            return count;
+        }
         // A part, because of the windows: only if it is half of the largest window the peer has
         // ever had, so that a peer with a tiny buffer is served and a silly window is not.
         if count != 0

@@ -81,7 +81,7 @@ impl Pattern {
 pub struct End {
     /// Its connection, while the application holds it.
     pub stream: Weak<TcpStream>,
-    /// Bytes given to the connection.
+    /// Bytes that the connection has taken: of slices and files, when it has taken all of one.
     pub written: u64,
     /// Bytes read, all as they should be.
     pub read: u64,
@@ -106,6 +106,8 @@ pub struct Progress {
     pub refused: Option<String>,
     /// When the first SYN was sent, and when the client had read everything.
     pub span: (Option<Instant>, Option<Instant>),
+    /// When the server was done.
+    pub server_end: Option<Instant>,
     /// The client's task has ended.
     pub client_done: bool,
     /// The server has taken the connection, and is done with it if the second is true.
@@ -151,8 +153,10 @@ impl Application {
         let mut written = 0;
         match source {
             Source::File => {
-                self.end(|end| end.written += len);
                 let sent = self.stream.send_file(&pattern.file(len), 0..len).await;
+                if sent.is_ok() {
+                    self.end(|end| end.written += len);
+                }
                 return sent.map_err(|error| match error {
                     SendFileError::Connection(error) => error,
                     other => io::Error::other(other),
@@ -161,19 +165,17 @@ impl Application {
             Source::Write(bytes) => {
                 while written < len {
                     let count = (len - written).min(u64::from(bytes)) as usize;
-                    let chunk = pattern.at(written, count);
-                    // Counted before, since the peer may have it all before this task runs again.
-                    self.end(|end| end.written += chunk.len() as u64);
-                    self.stream.write_all(chunk).await?;
-                    written += chunk.len() as u64;
+                    let count = self.stream.write(pattern.at(written, count)).await? as u64;
+                    self.end(|end| end.written += count);
+                    written += count;
                 }
             }
             Source::Slices(bytes) => {
                 while written < len {
                     let count = (len - written).min(u64::from(bytes)) as usize;
                     let chunk = pattern.at(written, count);
-                    self.end(|end| end.written += chunk.len() as u64);
                     self.stream.send_buf(IoBuf::from(chunk)).await?;
+                    self.end(|end| end.written += chunk.len() as u64);
                     written += chunk.len() as u64;
                 }
             }
@@ -254,7 +256,13 @@ pub async fn client(stack: Stack, server: SocketAddrV4, number: usize, flow: Flo
     board[number].span.1 = Some(stack.now());
 }
 
-async fn run_client(stack: &Stack, server: SocketAddrV4, number: usize, flow: Flow, board: &Board) {
+async fn run_client(
+    stack: &Stack,
+    server: SocketAddrV4,
+    number: usize,
+    flow: Flow,
+    board: &Board,
+) {
     pause(stack, flow.start_us).await;
     board.borrow_mut()[number].span.0 = Some(stack.now());
     let mut attempts = 0;
@@ -283,7 +291,8 @@ async fn run_client(stack: &Stack, server: SocketAddrV4, number: usize, flow: Fl
     let read = application.read_to_the_end(Pattern::down(number), flow.client_reads);
     match flow.ending {
         Ending::Shutdown => {
-            let write = application.write_to_the_end(Pattern::up(number), flow.up, flow.up_source);
+            let write =
+                application.write_to_the_end(Pattern::up(number), flow.up, flow.up_source);
             both(read, write).await;
         }
         Ending::ServerFirst => {
@@ -334,5 +343,8 @@ async fn serve_one(stream: Rc<TcpStream>, flows: Rc<[Flow]>, board: Board) {
         application.write_to_the_end(Pattern::down(number), flow.down, flow.down_source),
     )
     .await;
-    application.board.borrow_mut()[number].server_done.1 = true;
+    let now = application.stream.stack().now();
+    let progress = &mut application.board.borrow_mut()[number];
+    progress.server_done.1 = true;
+    progress.server_end = Some(now);
 }

@@ -26,5 +26,5 @@ mod scenario;
 mod world;
 
 pub use grid::{Grid, Summary, regressions};
-pub use oracle::{Failure, Measured, run};
+pub use oracle::{Failure, Measured, run, run_traced};
 pub use scenario::{Ending, Fault, Flow, Host, Reading, Scenario, Source};

@@ -60,6 +60,8 @@ pub struct Monitor {
     pub fresh: Vec<(u16, Direction)>,
     /// Frames seen.
     pub frames: u64,
+    /// Whether to print them.
+    pub print: bool,
 }
 
 impl Monitor {
@@ -71,6 +73,7 @@ impl Monitor {
             breaches: Vec::new(),
             fresh: Vec::new(),
             frames: 0,
+            print: false,
         }
     }
 
@@ -116,16 +119,25 @@ impl Monitor {
             return self.report(now, 0, direction, "a TCP header that cannot be parsed".into());
         };
         let len = (segment.len() - header_len) as u32;
+        if self.print {
+            let way = if direction == Direction::AToB { '>' } else { '<' };
+            println!(
+                "{:.6} {way} {}-{} seq {} ack {} len {len} win {} {:?} {:?} {fate:?}",
+                now.as_nanos() as f64 / 1e9,
+                header.src_port,
+                header.dst_port,
+                header.seq.0,
+                header.ack.0,
+                header.window,
+                header.flags,
+                header.sack_blocks().as_slice(),
+            );
+        }
         let port = if direction == Direction::AToB { header.src_port } else { header.dst_port };
         let server_port =
             if direction == Direction::AToB { header.dst_port } else { header.src_port };
         if server_port != self.server_port {
-            return self.report(
-                now,
-                port,
-                direction,
-                format!("a port {server_port} out of nowhere"),
-            );
+            return self.report(now, port, direction, format!("a port {server_port} out of nowhere"));
         }
         let both = self.connections.entry(port).or_default();
         let mut before = *both;
@@ -144,10 +156,7 @@ impl Monitor {
         }
         *both = before;
         if let Err(what) = verdict {
-            let what = format!(
-                "{what} (seq {:?} ack {:?} len {len} {:?})",
-                header.seq, header.ack, header.flags
-            );
+            let what = format!("{what} (seq {:?} ack {:?} len {len} {:?})", header.seq, header.ack, header.flags);
             self.report(now, port, direction, what);
         }
     }

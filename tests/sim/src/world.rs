@@ -8,7 +8,9 @@ use std::rc::Rc;
 use millstream_buf::{Arena, ArenaConfig, ArenaStats, HugePages};
 use millstream_core::{Ipv4Config, Limits, Shard, ShardConfig, Stack};
 use millstream_link::{Link, RxBurst};
-use millstream_sim::{Direction, DiskConfig, Flapper, Node, SimDisk, SimLink, Wire, pair, step};
+use millstream_sim::{
+    Direction, DiskConfig, Flapper, Node, SimDisk, SimLink, Wire, pair, step,
+};
 use millstream_tcp::State;
 use millstream_timer::{Clock, Instant, VirtualClock};
 
@@ -137,8 +139,6 @@ pub struct World {
     pub flapper: Flapper,
     /// The server's disk.
     pub disk: SimDisk,
-    /// The client's disk, which nobody uses.
-    pub spare: SimDisk,
     /// How the flows fare, and what they sent.
     pub watch: Rc<Watch>,
 }
@@ -148,11 +148,7 @@ impl World {
     pub fn new(scenario: &Scenario) -> Self {
         let clock = VirtualClock::at(Instant::from_micros(1_000_000));
         let (a, b, wire) = pair(&clock, &scenario.link).expect("memory for the link");
-        let config =
-            DiskConfig { jitter_nanos: 300_000, seed: scenario.seed, ..DiskConfig::default() };
-        let disk = SimDisk::new(&clock, &config).expect("memory for a disk queue");
-        let spare = SimDisk::new(&clock, &DiskConfig { depth: 1, ..config });
-        let spare = spare.expect("memory for a disk queue");
+        let disk = sim_disk(&clock, scenario.seed);
         let board: Board = Rc::default();
         board.borrow_mut().resize_with(scenario.flows.len(), Progress::default);
         let watch = Rc::new(Watch {
@@ -173,16 +169,16 @@ impl World {
             wire,
             flapper,
             disk,
-            spare,
             watch,
         };
-        world.client = world.boot(scenario, &scenario.client, CLIENT, a, &world.spare);
+        world.client = world.boot(scenario, &scenario.client, CLIENT, a, &sim_disk(&world.clock, scenario.seed));
         world.server = world.boot(scenario, &scenario.server, SERVER, b, &world.disk);
         world.start_server(scenario);
         let stack = world.client_stack();
         for (number, flow) in scenario.flows.iter().enumerate() {
             let board = Rc::clone(&world.watch.board);
-            let task = client(stack.clone(), SocketAddrV4::new(SERVER, PORT), number, *flow, board);
+            let task =
+                client(stack.clone(), SocketAddrV4::new(SERVER, PORT), number, *flow, board);
             stack.spawn(task).expect("a task for each flow");
         }
         world
@@ -255,6 +251,8 @@ impl World {
     pub fn server_comes_back(&mut self, scenario: &Scenario) {
         self.server = Station::Nowhere;
         let link = self.wire.reopen(Direction::BToA);
+        // What the old one has asked its disk for must not come to the new one.
+        self.disk = sim_disk(&self.clock, scenario.seed);
         self.server = self.boot(scenario, &scenario.server, SERVER, link, &self.disk);
         self.watch.monitor.borrow_mut().forget();
         self.start_server(scenario);
@@ -262,8 +260,13 @@ impl World {
 
     /// One step in time, up to `until`; `None` if nothing will happen before it.
     pub fn step(&mut self, until: Instant) -> Option<Instant> {
-        let mut nodes: [&mut dyn Node; 5] =
-            [&mut self.flapper, &mut self.client, &mut self.server, &mut self.wire, &mut self.disk];
+        let mut nodes: [&mut dyn Node; 5] = [
+            &mut self.flapper,
+            &mut self.client,
+            &mut self.server,
+            &mut self.wire,
+            &mut self.disk,
+        ];
         step(&self.clock, &mut nodes, until)
     }
 
@@ -272,6 +275,11 @@ impl World {
         let server = self.server_stack().map_or(0, |stack| stack.connections());
         (self.client_stack().connections(), server)
     }
+}
+
+fn sim_disk(clock: &VirtualClock, seed: u64) -> SimDisk {
+    let config = DiskConfig { jitter_nanos: 300_000, seed, ..DiskConfig::default() };
+    SimDisk::new(clock, &config).expect("memory for a disk queue")
 }
 
 /// Buffers of an arena that are in use: frames, blocks.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
-use millstream_tests_sim::{Grid, Scenario, run};
+use millstream_tests_sim::{Grid, Scenario, run, run_traced};
 
 /// Plays random scenarios in virtual time.
 #[derive(Debug, Parser)]
@@ -18,6 +18,9 @@ struct Arguments {
     /// Only this seed, and what it stands for.
     #[arg(long)]
     seed: Option<u64>,
+    /// Prints the frames of that seed, too.
+    #[arg(long, requires = "seed")]
+    trace: bool,
     /// The first seed; else one that depends on the time.
     #[arg(long)]
     from: Option<u64>,
@@ -29,7 +32,7 @@ struct Arguments {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if let Some(seed) = arguments.seed {
-        return one(seed);
+        return one(seed, arguments.trace);
     }
     let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let from = arguments.from.unwrap_or(clock.map_or(0, |time| time.as_secs()) << 24);
@@ -72,11 +75,11 @@ fn main() -> ExitCode {
     if summary.seeds_ok == summary.seeds { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn one(seed: u64) -> ExitCode {
+fn one(seed: u64, trace: bool) -> ExitCode {
     let scenario = Scenario::from_seed(seed);
     println!("{scenario}");
     let start = Instant::now();
-    let outcome = run(&scenario);
+    let outcome = if trace { run_traced(&scenario) } else { run(&scenario) };
     let took = start.elapsed();
     match outcome {
         Ok(measured) => {
