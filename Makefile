@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo build test lint bench doc clean
+.PHONY: help demo build test fuzz lint bench doc clean
 
 # Under sudo, the Rust that rustup installed for the calling user.
 ifdef SUDO_USER
@@ -19,7 +19,7 @@ NEED_ROOT = if (( EUID != 0 )); then echo "make $@ needs root to make network na
 
 # The crates that may hold `unsafe`: stack/buf, stack/disk and dpdk. The others forbid it; only a test that counts
 # allocations needs it for its allocator.
-SAFE_ROOTS := lib.rs apps/src/main.rs tests/src/lib.rs $(patsubst %,stack/%/src/lib.rs,core http link sim tcp timer wire)
+SAFE_ROOTS := lib.rs apps/src/main.rs tests/src/lib.rs tests/fuzz/src/lib.rs $(patsubst %,stack/%/src/lib.rs,core http link sim tcp timer wire)
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | while IFS=$$'\t' read -r target what; do printf 'make %-8s %s\n' "$$target" "$$what"; done
@@ -34,6 +34,10 @@ build: ## build the program: target/release/millstream
 test: ## run all tests: unit, property, simulation, and the kernel's TCP in namespaces (root)
 	@$(NEED_ROOT); tools/install-packages build test
 	@$(GIVE_BACK) tools/test
+
+fuzz: ## fuzz every target for a minute; others by `make fuzz SECONDS=600 TARGET=frames`
+	@tools/install-packages build fuzz
+	@$(GIVE_BACK) tools/fuzz $(if $(SECONDS),--seconds $(SECONDS)) $(if $(TARGET),--target $(TARGET))
 
 lint: ## check formatting, clippy, documentation and that `unsafe` stays in its crates
 	@tools/install-packages build
