@@ -3,7 +3,7 @@
 use millstream_timer::Instant;
 use millstream_wire::tcp::SeqNumber;
 
-use crate::slab::SliceSlab;
+use crate::slab::{NIL, SliceSlab};
 use crate::state::{ConnectionError, Events, State};
 use crate::tcb::{Env, Facts, Tcb};
 
@@ -99,13 +99,9 @@ impl Tcb {
         self.send_queue.clear(env.slices);
         self.reassembly.clear(env.slices);
         self.facts.remove(
-            Facts::TX_ANY
-                | Facts::OUT_OF_ORDER
-                | Facts::DSACK
-                | Facts::PERSIST
-                | Facts::TIMING
-                | Facts::IN_RECOVERY,
+            Facts::TX_ANY | Facts::OUT_OF_ORDER | Facts::DSACK | Facts::PERSIST | Facts::TIMING,
         );
+        self.close_flight(env);
         self.retransmit_at = Instant::FAR_FUTURE;
         self.ack_at = Instant::FAR_FUTURE;
         self.idle_at = Instant::FAR_FUTURE;
@@ -116,7 +112,8 @@ impl Tcb {
         self.state = State::TimeWait;
         self.send_queue.clear(env.slices);
         self.reassembly.clear(env.slices);
-        self.facts.remove(Facts::OUT_OF_ORDER | Facts::PERSIST | Facts::IN_RECOVERY);
+        self.facts.remove(Facts::OUT_OF_ORDER | Facts::PERSIST);
+        self.close_flight(env);
         self.retransmit_at = Instant::FAR_FUTURE;
         self.idle_at = env.now.plus_micros(env.config.time_wait_us);
         Events::TIME_WAIT
@@ -127,7 +124,10 @@ impl Tcb {
         self.send_queue.clear(slices);
         self.receive_queue.clear(slices);
         self.reassembly.clear(slices);
-        self.facts.remove(Facts::TX_ANY | Facts::OUT_OF_ORDER);
+        slices.flights.close(self.flight);
+        self.flight = NIL;
+        self.left_out = 0;
+        self.facts.remove(Facts::TX_ANY | Facts::TX_LOST | Facts::OUT_OF_ORDER);
         self.state = State::Closed;
     }
 

@@ -68,6 +68,16 @@ pub struct Config {
     pub sack: bool,
     /// Whether window scaling is offered and accepted (RFC 7323).
     pub window_scaling: bool,
+    /// Whether losses are found by time (RACK) and lost tails by probes (RFC 8985); otherwise by
+    /// three duplicate ACKs or SACKs (RFC 6675) and by time-outs. Takes SACK.
+    pub rack: bool,
+    /// How long a peer is taken to hold back the ACK of a lone segment, in microseconds: a tail is
+    /// not probed earlier. RFC 8985 section 7.2 leaves the length open, Linux takes 200 ms; most
+    /// peers hold ACKs back for 40 ms. A peer that turns out to take longer gets
+    /// [`Self::min_rto_us`].
+    pub probe_ack_delay_us: u32,
+    /// Whether the congestion window is reduced after a pause (RFC 5681 section 4.1).
+    pub slow_start_after_idle: bool,
     /// Initial congestion window in segments (RFC 6928: 10).
     pub initial_window_segments: u8,
     /// Congestion controller.
@@ -102,6 +112,9 @@ impl Default for Config {
             timestamps: true,
             sack: true,
             window_scaling: true,
+            rack: true,
+            probe_ack_delay_us: 42_000,
+            slow_start_after_idle: true,
             initial_window_segments: 10,
             congestion: Algorithm::default(),
             nagle: true,

@@ -10,12 +10,13 @@ use millstream_timer::Instant;
 use millstream_wire::tcp::{Flags, Header, SeqNumber};
 
 use crate::receive_queue::Inserted;
+use crate::recovery::Before;
+use crate::slab::NIL;
 use crate::state::{ConnectionError, Events, State};
 use crate::tcb::{Env, Facts, TICK_NANOS, Tcb};
 
-/// Control bits that header prediction looks at: all but PSH and those of ECN.
-const PREDICTED: Flags =
-    Flags::FIN.union(Flags::SYN).union(Flags::RST).union(Flags::ACK).union(Flags::URG);
+/// Control bits that header prediction looks at: all but PSH.
+const PREDICTED: Flags = Flags::PSH.complement();
 
 /// 24 days in ticks: after so long a silence a timestamp is not judged (RFC 7323 section 5.5).
 const PAWS_IDLE_TICKS: u32 = (24 * 24 * 3600 * 1_000_000_000 / TICK_NANOS) as u32;
@@ -69,9 +70,11 @@ impl Tcb {
         self.last_recv_ticks = env.now_ticks();
         let mut events = Events::empty();
         if acked != 0 {
-            self.acknowledged(env, header.ack, acked);
-            if self.facts.contains(Facts::CWND_LIMITED) {
-                self.tell_controller(env, acked);
+            self.advance_una(env, header.ack, acked);
+            if self.flight == NIL {
+                self.settle_lone(env, acked);
+            } else {
+                self.settle_flight(env, acked);
             }
             events = Events::ACKED | Events::WRITABLE;
         }
@@ -112,24 +115,12 @@ impl Tcb {
 
     /// Everything before `ack`, which are `acked` numbers, has arrived.
     #[inline(always)]
-    fn acknowledged(&mut self, env: &mut Env<'_>, ack: SeqNumber, acked: u32) {
+    pub(crate) fn advance_una(&mut self, env: &mut Env<'_>, ack: SeqNumber, acked: u32) {
         let fin = u32::from(ack.gt(self.snd_end));
         self.acked_total += u64::from(acked - fin);
-        self.dup_acks = 0;
         self.retries = 0;
         self.snd_una = ack;
         self.send_queue.release_until(env.slices, ack);
-        if self.facts.contains(Facts::TIMING) && ack.ge(self.timed_seq) {
-            self.facts.remove(Facts::TIMING);
-            self.rtt.sample(env.now_us().wrapping_sub(self.timed_at_us), env.config);
-            self.backoff = 0;
-        }
-        // RFC 6298 sections 5.2 and 5.3.
-        if ack == self.snd_max {
-            self.retransmit_at = Instant::FAR_FUTURE;
-        } else {
-            self.arm_retransmit(env);
-        }
     }
 
     /// RFC 9293 section 3.8.6.3: at least every second full-sized segment gets an ACK, and none
@@ -387,36 +378,28 @@ impl Tcb {
             self.challenge(env);
             return false;
         }
-        if ack.lt(self.snd_una) {
-            return true;
-        }
         let window = u32::from(header.window) << self.snd_scale;
-        let advances = ack != self.snd_una;
-        if !advances {
+        let advances = ack.gt(self.snd_una);
+        let before = Before {
+            una: self.snd_una,
+            pipe: self.pipe(),
             // RFC 5681 section 2: what a duplicate ACK is.
-            if len == 0
+            duplicate: ack == self.snd_una
+                && len == 0
                 && !header.flags.contains(Flags::FIN)
                 && self.snd_una != self.snd_max
                 && window == self.snd_wnd
-                && !self.facts.contains(Facts::PERSIST)
-            {
-                self.on_duplicate_ack(env);
-            }
-        } else {
-            let acked = ack.bytes_since(self.snd_una);
-            let unsettled = self.backoff;
-            let data = ack.min(self.snd_end).distance(self.snd_una);
-            self.acknowledged(env, ack, acked);
+                && !self.facts.contains(Facts::PERSIST),
+            ece: header.flags.contains(Flags::ECE) && self.facts.contains(Facts::ECN),
+        };
+        let data = ack.min(self.snd_end).distance(self.snd_una);
+        self.judge_ack(env, header, ack.max(self.snd_una), &before);
+        if ack.lt(before.una) {
+            return true;
+        }
+        if ack != before.una {
             if self.snd_nxt.lt(ack) {
                 self.snd_nxt = ack;
-            }
-            if unsettled != 0 && self.backoff != 0 {
-                self.settle_backoff(env, header);
-            }
-            if self.facts.contains(Facts::IN_RECOVERY) {
-                self.on_ack_in_recovery(env, acked);
-            } else if self.facts.contains(Facts::CWND_LIMITED) {
-                self.tell_controller(env, acked);
             }
             self.facts.remove(Facts::SOFT_ERROR);
             if self.is_orphan() {
@@ -439,33 +422,33 @@ impl Tcb {
             // The peer answers: it may keep its window closed as long as it likes (RFC 9293 section
             // 3.8.6.1, MUST-37).
             self.retries = 0;
-            if self.sendable() != 0 || self.snd_nxt == self.snd_limit() {
+            if self.snd_wnd != 0
+                && (self.snd_una != self.snd_nxt
+                    || self.sendable() != 0
+                    || self.snd_nxt == self.snd_limit())
+            {
                 self.facts.remove(Facts::PERSIST);
                 self.backoff = 0;
                 self.retransmit_at = Instant::FAR_FUTURE;
+                if self.snd_una != self.snd_max && self.snd_nxt == self.snd_max {
+                    self.arm_retransmit(env);
+                }
             }
             self.bound_orphan(env);
         }
         true
     }
 
-    /// An ACK moves things on after a time-out. With timestamps it tells which of the segments sent
+    /// An ACK moves things on after a time-out, and echoes `echo`. With timestamps it tells which of the segments sent
     /// it is about, so that it is a measurement (RFC 7323 section 4), and the time-out is what it
     /// was; without them it stays backed off until there is one (RFC 6298 section 5.7, Karn).
-    fn settle_backoff(&mut self, env: &mut Env<'_>, header: &Header<'_>) {
-        if !self.facts.contains(Facts::TIMESTAMPS) {
-            return;
-        }
-        let Some(timestamp) = header.timestamp() else { return };
+    pub(crate) fn settle_backoff(&mut self, env: &Env<'_>, echo: u32) {
         let clock = env.now_ticks().wrapping_add(self.ts_offset);
-        let ticks = clock.wrapping_sub(timestamp.echo);
+        let ticks = clock.wrapping_sub(echo);
         // An echo from the future, or from long ago, is no measurement.
         if ticks < 1 << 16 {
             self.rtt.sample((u64::from(ticks) * TICK_NANOS / 1000) as u32, env.config);
             self.backoff = 0;
-            if self.snd_una != self.snd_max {
-                self.arm_retransmit(env);
-            }
         }
     }
 

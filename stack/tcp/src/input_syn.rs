@@ -138,7 +138,7 @@ impl Tcb {
         self.snd_wnd_max = self.snd_wnd;
         let mss = u32::from(self.mss);
         self.window.cwnd = if self.facts.contains(Facts::TIMING) {
-            self.rtt.sample(env.now_us().wrapping_sub(self.timed_at_us), env.config);
+            self.sample_rtt(env, env.now_us().wrapping_sub(self.sent_us));
             initial_window(env.config.initial_window_segments, mss)
         } else {
             // The SYN was sent more than once: RFC 5681 section 3.1, RFC 6298 section 5.7.
@@ -146,6 +146,8 @@ impl Tcb {
             mss
         };
         self.congestion.on_open(&mut self.window, mss, env.now.as_micros());
+        let every = self.congestion.wants_every_ack() || self.congestion.wants_rate_samples();
+        self.facts.set(Facts::EVERY_ACK, every);
         self.facts.remove(Facts::TIMING | Facts::TX_SYN);
         self.retransmit_at = Instant::FAR_FUTURE;
         self.backoff = 0;

@@ -16,7 +16,9 @@
 //! | `close` | closing, aborting, ICMP errors |
 //! | `stream` | the application's bytes in and out |
 //! | `timers` | retransmission, persist, delayed ACK, keep-alive, TIME-WAIT |
-//! | `recovery` | duplicate ACKs, fast retransmit, RTO: RFC 5681, RFC 6582 |
+//! | `recovery` | losses and their repair: SACK, RACK-TLP, PRR, undo |
+//! | `flight` | what is known about each segment in flight |
+//! | `rate` | how fast the network delivers |
 //! | `congestion` | how large the congestion window is, behind one trait: CUBIC, NewReno, DCTCP |
 //! | `rtt` | RFC 6298 |
 //! | `send_queue`, `receive_queue`, `slab` | where slices wait |
@@ -31,9 +33,12 @@
 mod close;
 mod config;
 mod congestion;
+mod ecn;
+mod flight;
 mod input;
 mod input_syn;
 mod isn;
+mod rate;
 mod receive_queue;
 mod recovery;
 mod rtt;
@@ -54,6 +59,7 @@ pub use congestion::{
     UnknownAlgorithm, Window,
 };
 pub use isn::IsnGenerator;
+pub use recovery::CongestionState;
 pub use segment::{MAX_SLICES, Segment, reset_reply};
 pub use slab::SliceSlab;
 pub use state::{ConnectionError, Events, State};

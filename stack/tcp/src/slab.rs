@@ -3,6 +3,8 @@
 use millstream_buf::IoBuf;
 use millstream_wire::tcp::SeqNumber;
 
+use crate::flight::Flights;
+
 /// No node.
 pub(crate) const NIL: u32 = u32::MAX;
 
@@ -41,10 +43,16 @@ pub struct SliceSlab {
     free: u32,
     used: usize,
     ahead: usize,
+    /// What is known about data in flight. It lives here since it is shared and bounded like the
+    /// slices: data in flight is data in a send queue, so that there are never more flights than
+    /// nodes in use.
+    pub(crate) flights: Flights,
 }
 
 impl SliceSlab {
-    /// A slab of `capacity` nodes of 48 bytes.
+    /// A slab of `capacity` nodes of 48 bytes, with memory set aside, and not touched before it is
+    /// used, for what is known about data in flight: as many flights, and records of twice as many
+    /// segments.
     pub fn with_capacity(capacity: usize) -> Self {
         let capacity = capacity.min(NIL as usize - 1);
         let nodes = (0..capacity)
@@ -59,7 +67,8 @@ impl SliceSlab {
                 range_stamp: 0,
             })
             .collect();
-        Self { nodes, free: if capacity > 0 { 0 } else { NIL }, used: 0, ahead: 0 }
+        let flights = Flights::with_capacity(capacity, 2 * capacity);
+        Self { nodes, free: if capacity > 0 { 0 } else { NIL }, used: 0, ahead: 0, flights }
     }
 
     /// How many nodes it has.
@@ -75,6 +84,16 @@ impl SliceSlab {
     /// How many nodes hold a slice that came ahead of order; at most a quarter of all.
     pub fn ahead(&self) -> usize {
         self.ahead
+    }
+
+    /// How many connections have more than a segment in flight, or a loss to repair.
+    pub fn flights_used(&self) -> usize {
+        self.flights.used()
+    }
+
+    /// How many segments in flight are recorded.
+    pub fn records_used(&self) -> usize {
+        self.flights.records_used()
     }
 
     /// Whether every node holds a slice.

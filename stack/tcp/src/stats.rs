@@ -19,6 +19,17 @@ pub struct TcpStats {
     /// Retransmission time-outs, those of SYNs included.
     pub rto_fired: u64,
     pub fast_retransmits: u64,
+    /// Probes for a lost tail (RFC 8985 section 7), and those of which a duplicate was reported.
+    pub loss_probes: u64,
+    pub loss_probes_needless: u64,
+    /// Window reductions taken back, since nothing had been lost.
+    pub undone: u64,
+    /// Duplicates that peers reported (RFC 2883).
+    pub dsacks_in: u64,
+    /// Peers that took back what they had selectively acknowledged.
+    pub sack_reneged: u64,
+    /// Flights for which there was no memory: they are recovered by time-outs alone.
+    pub flight_full: u64,
     pub dup_acks_in: u64,
     /// Zero-window probes and override time-outs.
     pub window_probes: u64,

@@ -6,9 +6,10 @@ use millstream_wire::tcp::SeqNumber;
 use crate::config::Config;
 use crate::congestion::{Algorithm, Congestion, Controller, Window};
 use crate::receive_queue::{Reassembly, ReceiveQueue};
+use crate::recovery::{CongestionState, DUPLICATE_THRESHOLD, count_segments};
 use crate::rtt::RttEstimator;
 use crate::send_queue::SendQueue;
-use crate::slab::SliceSlab;
+use crate::slab::{NIL, SliceSlab};
 use crate::state::{ConnectionError, State};
 use crate::stats::TcpStats;
 
@@ -69,11 +70,13 @@ bitflags::bitflags! {
         const RCV_FIN = 1 << 10;
         /// A segment is being timed.
         const TIMING = 1 << 11;
-        const IN_RECOVERY = 1 << 12;
+        /// Something is being repaired, or may have to be: what is in flight is not just what was
+        /// sent and not acknowledged.
+        const REPAIR = 1 << 12;
         /// The retransmission timer is the persist timer.
         const PERSIST = 1 << 13;
-        /// The congestion window was what ended the last transmission.
-        const CWND_LIMITED = 1 << 14;
+        /// The congestion controller wants to hear of every ACK.
+        const EVERY_ACK = 1 << 14;
         /// The application reads no more.
         const DETACHED = 1 << 15;
         /// Reassembly holds something.
@@ -84,13 +87,21 @@ bitflags::bitflags! {
         const SOFT_ERROR = 1 << 18;
         /// The application was told that the record is done.
         const TOLD_CLOSED = 1 << 19;
+        /// Data is sent as ECN-capable (RFC 3168).
+        const ECN = 1 << 20;
+        /// ACKs carry ECE.
+        const ECHO = 1 << 21;
+        /// To be sent with the next new data: CWR.
+        const CWR_DUE = 1 << 22;
+        /// Segments are clocked out at a rate.
+        const PACED = 1 << 23;
 
         /// To be sent: an ACK.
         const TX_ACK = 1 << 24;
         /// To be sent: a SYN, or a SYN-ACK.
         const TX_SYN = 1 << 25;
-        /// To be sent again: the oldest segment.
-        const TX_FIRST = 1 << 26;
+        /// To be sent out of turn: a probe for a lost tail, or the oldest segment again.
+        const TX_AGAIN = 1 << 26;
         /// To be sent: a reset that ends this connection.
         const TX_RESET = 1 << 27;
         /// To be sent: a reset that answers a segment and leaves this connection alone.
@@ -99,18 +110,40 @@ bitflags::bitflags! {
         const TX_PROBE = 1 << 29;
         /// To be sent: a keep-alive question.
         const TX_KEEPALIVE = 1 << 30;
+        /// To be sent again, as the window allows: what is lost.
+        const TX_LOST = 1 << 31;
 
         /// What header prediction cannot deal with.
-        const SLOW = Self::IN_RECOVERY.bits() | Self::PERSIST.bits() | Self::OUT_OF_ORDER.bits()
-            | Self::DETACHED.bits() | Self::RCV_FIN_KNOWN.bits();
+        const SLOW = Self::REPAIR.bits() | Self::PERSIST.bits() | Self::OUT_OF_ORDER.bits()
+            | Self::DETACHED.bits() | Self::RCV_FIN_KNOWN.bits() | Self::ECHO.bits();
         /// What the straight path of `transmit` cannot deal with.
         const SLOW_TRANSMIT = Self::TX_SPECIAL.bits() | Self::OUT_OF_ORDER.bits()
             | Self::DSACK.bits() | Self::PERSIST.bits() | Self::FIN_QUEUED.bits()
-            | Self::CORK.bits() | Self::MORE.bits() | Self::IN_RECOVERY.bits();
+            | Self::CORK.bits() | Self::MORE.bits() | Self::REPAIR.bits()
+            | Self::ECHO.bits() | Self::CWR_DUE.bits() | Self::PACED.bits();
         /// All that is sent other than new data and ACKs.
-        const TX_SPECIAL = Self::TX_SYN.bits() | Self::TX_FIRST.bits() | Self::TX_RESET.bits()
+        const TX_SPECIAL = Self::TX_SYN.bits() | Self::TX_AGAIN.bits() | Self::TX_RESET.bits()
             | Self::TX_REPLY.bits() | Self::TX_PROBE.bits() | Self::TX_KEEPALIVE.bits();
         const TX_ANY = Self::TX_ACK.bits() | Self::TX_SPECIAL.bits();
+    }
+}
+
+bitflags::bitflags! {
+    /// Facts that only the slower paths look at.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(crate) struct Marks: u16 {
+        /// The path is known to reorder (RFC 8985 section 6.2, step 3).
+        const REORDERED = 1;
+        /// The timer tells when more is known about losses.
+        const REO_TIMER = 1 << 1;
+        /// A probe for a lost tail is out.
+        const PROBED = 1 << 2;
+        /// The peer holds back ACKs for longer than most.
+        const PATIENT = 1 << 3;
+        /// New data goes before what is lost (RFC 5682 section 2.1, step 2).
+        const NEW_FIRST = 1 << 4;
+        /// What is to be sent waits for `pace_at`.
+        const PACE_WAIT = 1 << 5;
     }
 }
 
@@ -119,7 +152,7 @@ bitflags::bitflags! {
 /// The first cache line is what header prediction and the choice of what to send read; the second
 /// is written when data moves. Timers are moments, and setting one is a store: nobody need be told
 /// of a later deadline, see [`Tcb::deadline`].
-#[repr(C, align(64))]
+#[repr(C, align(32))]
 #[derive(Debug)]
 pub struct Tcb {
     // First cache line.
@@ -127,10 +160,10 @@ pub struct Tcb {
     pub(crate) state: State,
     pub(crate) snd_scale: u8,
     pub(crate) rcv_scale: u8,
-    pub(crate) dup_acks: u8,
+    pub(crate) ca_state: CongestionState,
     /// Oldest number that is not acknowledged.
     pub(crate) snd_una: SeqNumber,
-    /// Next number to send. After a time-out it goes back to `snd_una`.
+    /// Next number to send: `snd_max`, unless that counts a window probe.
     pub(crate) snd_nxt: SeqNumber,
     /// Behind the highest number ever sent.
     pub(crate) snd_max: SeqNumber,
@@ -169,9 +202,12 @@ pub struct Tcb {
 
     // Third cache line.
     pub(crate) rtt: RttEstimator,
-    /// Behind the segment that is being timed, and when it was sent.
-    pub(crate) timed_seq: SeqNumber,
-    pub(crate) timed_at_us: u32,
+    /// When data was last sent that no record stands for.
+    pub(crate) sent_us: u32,
+    /// What is known about the data in flight, [`NIL`] if nothing beyond this record.
+    pub(crate) flight: u32,
+    /// Numbers that are out but not in flight: see [`Tcb::pipe`].
+    pub(crate) left_out: u32,
     /// Largest window that the peer has announced.
     pub(crate) snd_wnd_max: u32,
     /// ACKs still to be sent at once.
@@ -186,9 +222,6 @@ pub struct Tcb {
     pub(crate) mss_limit: u16,
     pub(crate) error: Option<ConnectionError>,
     pub(crate) congestion: Congestion,
-    /// How many numbers will be acknowledged when all is that was sent before the last loss (RFC
-    /// 6582, "recover").
-    pub(crate) recover: u64,
     /// Keep-alive, FIN-WAIT-2, TIME-WAIT or orphan timer.
     pub(crate) idle_at: Instant,
 
@@ -205,7 +238,21 @@ pub struct Tcb {
     /// When the second began in which challenges are counted, in ticks.
     pub(crate) challenge_ticks: u32,
     pub(crate) retransmits: u32,
+    /// Segments of which duplicates were reported.
+    pub(crate) dsacks: u32,
     pub(crate) challenges: u8,
+    /// The reordering window in steps of a quarter of the least round-trip time, and how many
+    /// recoveries it is kept for.
+    pub(crate) reo_steps: u8,
+    pub(crate) reo_persist: u8,
+    /// Segments that the path reorders over.
+    pub(crate) reordering: u16,
+    pub(crate) marks: Marks,
+    /// Least round-trip time, and when it was measured in ticks.
+    pub(crate) min_rtt_us: u32,
+    pub(crate) min_rtt_ticks: u32,
+    /// In bytes a second.
+    pub(crate) delivery_rate: u64,
 }
 
 const _: () = assert!(std::mem::size_of::<Tcb>() <= 288);
@@ -233,10 +280,12 @@ pub struct TcpInfo {
     pub cwnd_bytes: u32,
     /// Slow-start threshold in bytes.
     pub ssthresh_bytes: u32,
-    /// Bytes sent and not acknowledged.
+    /// Bytes in flight: sent, and neither acknowledged in any way nor lost.
     pub flight_bytes: u32,
     /// Whether a loss is being repaired.
     pub in_recovery: bool,
+    /// What the sender makes of the ACKs that come in.
+    pub ca_state: CongestionState,
     /// The peer's window in bytes.
     pub snd_wnd_bytes: u32,
     /// The window that the peer may still fill, in bytes.
@@ -245,6 +294,23 @@ pub struct TcpInfo {
     pub mss_bytes: u16,
     /// Segments sent again.
     pub retransmits: u32,
+    /// Of the segments in flight, how many the peer has beyond what it acknowledged cumulatively;
+    /// how many are lost; how many were sent again; and how many there are.
+    pub sacked: u32,
+    /// See [`Self::sacked`].
+    pub lost: u32,
+    /// See [`Self::sacked`].
+    pub retrans: u32,
+    /// See [`Self::sacked`].
+    pub unacked: u32,
+    /// Segments that the path is taken to reorder over.
+    pub reordering: u16,
+    /// Least round-trip time in microseconds; 0 before the first sample.
+    pub min_rtt_us: u32,
+    /// How fast the network last delivered, in bytes a second.
+    pub delivery_rate: u64,
+    /// Largest segment received, in bytes.
+    pub rcv_mss_bytes: u16,
     /// Whether timestamps are in use.
     pub timestamps: bool,
     /// Whether selective acknowledgements are in use.
@@ -278,7 +344,7 @@ impl Tcb {
             state,
             snd_scale: 0,
             rcv_scale: if config.window_scaling { config.window_scale() } else { 0 },
-            dup_acks: 0,
+            ca_state: CongestionState::Open,
             snd_una: isn,
             snd_nxt: isn,
             snd_max: isn,
@@ -302,14 +368,14 @@ impl Tcb {
             last_recv_ticks: ticks,
             last_send_ticks: ticks,
             rtt: RttEstimator::new(config),
-            timed_seq: isn,
-            timed_at_us: 0,
+            sent_us: 0,
+            flight: NIL,
+            left_out: 0,
             snd_wnd_max: 0,
             quick_acks: config.quick_acks,
             backoff: 0,
             retries: 0,
             keepalive_probes: 0,
-            recover: 0,
             congestion: Congestion::new(config.congestion, false),
             idle_at: Instant::FAR_FUTURE,
             reassembly: Reassembly::EMPTY,
@@ -319,6 +385,14 @@ impl Tcb {
             stalled_ticks: ticks,
             challenge_ticks: ticks,
             retransmits: 0,
+            dsacks: 0,
+            reo_steps: 1,
+            reo_persist: 0,
+            reordering: DUPLICATE_THRESHOLD,
+            marks: Marks::empty(),
+            min_rtt_us: 0,
+            min_rtt_ticks: ticks,
+            delivery_rate: 0,
             mss_limit,
             challenges: 0,
             error: None,
@@ -351,6 +425,7 @@ impl Tcb {
     #[inline]
     pub fn wants_transmit(&self) -> bool {
         self.facts.intersects(Facts::TX_ANY)
+            || self.can_resend()
             || (self.snd_nxt != self.snd_limit() && self.sendable() != 0)
     }
 
@@ -364,8 +439,7 @@ impl Tcb {
     /// return `false` and change nothing.
     #[inline]
     pub fn all_sent(&self) -> bool {
-        !self.facts.intersects(Facts::TX_ANY | Facts::CWND_LIMITED)
-            && self.snd_nxt == self.snd_limit()
+        !self.facts.intersects(Facts::TX_ANY | Facts::TX_LOST) && self.snd_nxt == self.snd_limit()
     }
 
     /// Behind the last number that is to be sent, the FIN's included.
@@ -462,7 +536,8 @@ impl Tcb {
         self.state == State::Closed && !self.wants_transmit() && self.receive_queue.bytes == 0
     }
 
-    /// Numbers for people and for measurements.
+    /// Numbers for people and for measurements, but for those of single segments: see
+    /// [`Self::info_in`].
     pub fn info(&self) -> TcpInfo {
         TcpInfo {
             state: self.state,
@@ -473,17 +548,37 @@ impl Tcb {
             congestion: self.congestion.algorithm(),
             cwnd_bytes: self.window.cwnd,
             ssthresh_bytes: self.window.ssthresh,
-            flight_bytes: self.flight(),
-            in_recovery: self.facts.contains(Facts::IN_RECOVERY),
+            flight_bytes: self.pipe(),
+            in_recovery: self.ca_state >= CongestionState::Recovery,
+            ca_state: self.ca_state,
             snd_wnd_bytes: self.snd_wnd,
             rcv_wnd_bytes: self.rcv_adv.bytes_since(self.rcv_nxt),
             mss_bytes: self.mss,
             retransmits: self.retransmits,
+            sacked: 0,
+            lost: 0,
+            retrans: 0,
+            unacked: self.flight().div_ceil(u32::from(self.mss)),
+            reordering: self.reordering,
+            min_rtt_us: self.min_rtt_us,
+            delivery_rate: self.delivery_rate,
+            rcv_mss_bytes: self.rcv_mss,
             timestamps: self.facts.contains(Facts::TIMESTAMPS),
             sack: self.facts.contains(Facts::SACK),
             snd_scale: self.snd_scale,
             rcv_scale: self.rcv_scale,
         }
+    }
+
+    /// As [`Self::info`], with what is known about each segment in flight.
+    pub fn info_in(&self, slices: &SliceSlab) -> TcpInfo {
+        let mut info = self.info();
+        if let Some((flight, records)) = slices.flights.get(self.flight) {
+            let sack = self.facts.contains(Facts::SACK);
+            [info.sacked, info.lost, info.retrans, info.unacked] =
+                count_segments(flight, records, sack);
+        }
+        info
     }
 
     /// Sends small segments at once (`TCP_NODELAY`), or lets them wait for an acknowledgement.

@@ -3,7 +3,7 @@
 use millstream_timer::Instant;
 
 use crate::state::{ConnectionError, Events, State};
-use crate::tcb::{Env, Facts, TICK_NANOS, Tcb};
+use crate::tcb::{Env, Facts, Marks, TICK_NANOS, Tcb};
 
 /// Shifts beyond this exceed every limit.
 const BACKOFF_MAX: u8 = 16;
@@ -42,8 +42,16 @@ impl Tcb {
         let mut rto_us = u64::from(self.rtt.rto_us);
         if self.backoff != 0 {
             rto_us = self.backed_off_us(env);
+        } else if self.probes(env) {
+            rto_us = rto_us.min(u64::from(self.probe_timeout_us(env)));
         }
         self.retransmit_at = env.now.plus_nanos(rto_us * 1000);
+    }
+
+    /// Sets the timer to when more will be known about losses.
+    pub(crate) fn arm_reorder(&mut self, env: &Env<'_>, timeout_us: u32) {
+        self.marks.insert(Marks::REO_TIMER);
+        self.retransmit_at = env.now.plus_micros(u64::from(timeout_us));
     }
 
     /// RFC 6298 section 5.5.
@@ -112,6 +120,15 @@ impl Tcb {
             self.arm_persist_if_stalled(env);
             return Events::empty();
         }
+        if self.marks.contains(Marks::REO_TIMER) {
+            self.marks.remove(Marks::REO_TIMER);
+            self.on_reorder_timeout(env);
+            return Events::empty();
+        }
+        if self.snd_wnd != 0 && self.probes(env) {
+            self.on_probe_timeout(env);
+            return Events::empty();
+        }
         env.stats.rto_fired += 1;
         if self.gives_up(env) {
             return self.time_out(env);
@@ -130,6 +147,9 @@ impl Tcb {
     fn on_persist_timeout(&mut self, env: &mut Env<'_>) -> Events {
         if self.sendable() != 0 || self.snd_una == self.snd_limit() {
             self.facts.remove(Facts::PERSIST);
+            if self.snd_una != self.snd_nxt {
+                self.arm_retransmit(env);
+            }
             return Events::empty();
         }
         self.bound_orphan(env);

@@ -6,6 +6,7 @@ use millstream_wire::tcp::{Flags, Options, SackBlocks, SeqNumber, Timestamp};
 use crate::config::Config;
 use crate::congestion::{Controller, initial_window};
 use crate::segment::Segment;
+use crate::slab::NIL;
 use crate::state::State;
 use crate::tcb::{Env, Facts, TICK_NANOS, Tcb};
 
@@ -21,7 +22,6 @@ impl Tcb {
         // there is or a full segment, or else a plain ACK. It decides as `sendable` would.
         if self.state == State::Established
             && !self.facts.intersects(Facts::SLOW_TRANSMIT)
-            && self.dup_acks == 0
             && self.snd_nxt == self.snd_max
         {
             let rest = self.snd_end.bytes_since(self.snd_nxt);
@@ -36,8 +36,6 @@ impl Tcb {
                     return true;
                 }
             } else {
-                // RFC 7661: without more to send the window is not what holds the sender back.
-                self.facts.remove(Facts::CWND_LIMITED);
                 if !self.facts.contains(Facts::TX_ACK) {
                     return false;
                 }
@@ -64,17 +62,12 @@ impl Tcb {
         let end = seq + sent;
         if end == self.snd_end {
             out.flags = Flags::ACK.union(Flags::PSH);
-            // RFC 7661: without more to send the window is not what holds the sender back.
-            self.facts.remove(Facts::CWND_LIMITED);
         }
         env.stats.bytes_out += u64::from(sent);
+        self.note_new(env, end);
         self.snd_nxt = end;
         self.snd_max = end;
-        self.start_timing(env, end);
-        // RFC 6298 section 5.1.
-        if self.retransmit_at == Instant::FAR_FUTURE {
-            self.arm_retransmit(env);
-        }
+        self.arm_for_new(env);
     }
 
     /// All other cases, and all other segments.
@@ -83,15 +76,16 @@ impl Tcb {
         if self.facts.intersects(Facts::TX_SPECIAL) && self.transmit_special(env, out) {
             return true;
         }
+        if self.can_resend() && self.resend_lost(env, out) {
+            return true;
+        }
         if self.snd_nxt != self.snd_limit() {
             let count = self.sendable();
             if count != 0 {
                 self.transmit_data(env, out, count);
                 return true;
             }
-            self.note_what_limits(env);
-        } else {
-            self.facts.remove(Facts::CWND_LIMITED);
+            self.arm_persist_if_stalled(env);
         }
         if self.facts.contains(Facts::TX_ACK) {
             self.fill(env, out, self.snd_nxt_for_ack(), Flags::ACK);
@@ -109,11 +103,8 @@ impl Tcb {
         }
         let rest = self.snd_limit().bytes_since(self.snd_nxt);
         let flight = self.flight();
-        let mut window = self.window.cwnd;
-        if self.dup_acks != 0 {
-            window = self.window_with_limited_transmit();
-        }
-        let usable = window.min(self.snd_wnd).saturating_sub(flight);
+        let usable = self.snd_wnd.saturating_sub(flight);
+        let usable = usable.min(self.window.cwnd.saturating_sub(self.pipe()));
         let mss = u32::from(self.mss);
         let count = rest.min(usable);
         if count >= mss {
@@ -150,16 +141,7 @@ impl Tcb {
         0
     }
 
-    /// The first two duplicate ACKs let one new segment out each (RFC 3042).
-    #[cold]
-    fn window_with_limited_transmit(&self) -> u32 {
-        if self.facts.contains(Facts::IN_RECOVERY) || self.dup_acks > 2 {
-            return self.window.cwnd;
-        }
-        self.window.cwnd.saturating_add(u32::from(self.dup_acks) * u32::from(self.mss))
-    }
-
-    fn transmit_data(&mut self, env: &mut Env<'_>, out: &mut Segment, count: u32) {
+    pub(crate) fn transmit_data(&mut self, env: &mut Env<'_>, out: &mut Segment, count: u32) {
         if self.snd_una == self.snd_max {
             // `count` stands: even the restart window holds a segment.
             self.restart_after_idle(env);
@@ -198,43 +180,59 @@ impl Tcb {
 
     /// Bytes left for payload when blocks take their place beside it (RFC 6691 section 2).
     #[cold]
-    fn less_options(&self, out: &Segment, count: u32) -> u32 {
+    pub(crate) fn less_options(&self, out: &Segment, count: u32) -> u32 {
         let extra = out.options.len().saturating_sub(self.usual_options_len()) as u32;
         count.min(u32::from(self.mss).saturating_sub(extra).max(1))
     }
 
     /// What follows from having sent the numbers from `seq` up to `end`.
     fn note_sent(&mut self, env: &mut Env<'_>, seq: SeqNumber, end: SeqNumber) {
-        self.snd_nxt = end;
+        self.note_new(env, end);
         if seq.lt(self.snd_max) {
+            // A probe had been here before: its number counts as sent, but is no flight.
             self.note_resent(env);
-        } else {
-            self.start_timing(env, end);
         }
+        self.snd_nxt = end;
         self.snd_max = self.snd_max.max(end);
         self.last_send_ticks = env.now_ticks();
-        // RFC 6298 section 5.1.
-        if self.retransmit_at == Instant::FAR_FUTURE || self.facts.contains(Facts::PERSIST) {
+        if self.facts.contains(Facts::PERSIST) {
             self.facts.remove(Facts::PERSIST);
-            self.arm_retransmit(env);
+            self.retransmit_at = Instant::FAR_FUTURE;
         }
+        self.arm_for_new(env);
     }
 
-    /// Times the segment of new data up to `end`, if none is being timed (RFC 6298 section 3), at
-    /// most one in a tick: a path with shorter round trips has no use for a sample of each.
+    /// New data up to `end` is being sent. If nothing else is in flight, this record says all there
+    /// is to know: the segment is timed (RFC 6298 section 3), at most one in a tick, since a path
+    /// with shorter round trips has no use for a sample of each.
     #[inline]
-    fn start_timing(&mut self, env: &Env<'_>, end: SeqNumber) {
+    fn note_new(&mut self, env: &mut Env<'_>, end: SeqNumber) {
         let ticks = env.now_ticks();
-        if ticks != self.last_send_ticks && !self.facts.contains(Facts::TIMING) {
-            self.facts.insert(Facts::TIMING);
-            self.timed_seq = end;
-            self.timed_at_us = env.now_us();
+        if self.snd_una != self.snd_nxt
+            || self.flight != NIL
+            || self.facts.contains(Facts::EVERY_ACK)
+        {
+            self.record_sent(env, end);
+        } else {
+            self.facts.set(Facts::TIMING, ticks != self.last_send_ticks);
+            self.sent_us = env.now_us();
         }
         self.last_send_ticks = ticks;
     }
 
+    /// RFC 6298 section 5.1, and RFC 8985 section 7.2 for as long as nothing is lost: the time for
+    /// a probe starts anew with what is sent.
+    #[inline]
+    fn arm_for_new(&mut self, env: &Env<'_>) {
+        if self.retransmit_at == Instant::FAR_FUTURE
+            || (self.flight != NIL && !self.facts.contains(Facts::REPAIR))
+        {
+            self.arm_retransmit(env);
+        }
+    }
+
     #[cold]
-    fn note_resent(&mut self, env: &mut Env<'_>) {
+    pub(crate) fn note_resent(&mut self, env: &mut Env<'_>) {
         // Karn: an ACK might be of either.
         self.facts.remove(Facts::TIMING);
         self.retransmits = self.retransmits.saturating_add(1);
@@ -245,7 +243,7 @@ impl Tcb {
     #[inline]
     fn restart_after_idle(&mut self, env: &Env<'_>) {
         let idle_ticks = env.now_ticks().wrapping_sub(self.last_send_ticks);
-        if idle_ticks > self.rtt.rto_us >> 10 {
+        if idle_ticks > self.rtt.rto_us >> 10 && env.config.slow_start_after_idle {
             self.shrink_to_restart_window(env, idle_ticks);
         }
     }
@@ -255,17 +253,6 @@ impl Tcb {
         let initial = initial_window(env.config.initial_window_segments, u32::from(self.mss));
         let idle_us = u64::from(idle_ticks) * TICK_NANOS / 1000;
         self.congestion.on_idle(&mut self.window, initial, idle_us, env.now.as_micros());
-    }
-
-    /// Nothing can be sent although something is left: remembers whether the congestion window is
-    /// why, and sees to it that a timer will break a deadlock.
-    fn note_what_limits(&mut self, env: &mut Env<'_>) {
-        let usable = self.window.cwnd.saturating_sub(self.flight());
-        let mss = u32::from(self.mss);
-        let limited = self.window.cwnd <= self.snd_wnd
-            && usable < mss.min(self.snd_limit().bytes_since(self.snd_nxt));
-        self.facts.set(Facts::CWND_LIMITED, limited && self.state.transmits());
-        self.arm_persist_if_stalled(env);
     }
 
     /// The number of a segment without data: the next one, or, while data is being sent again, the
@@ -403,9 +390,9 @@ impl Tcb {
             self.transmit_syn(env, out);
             return true;
         }
-        if self.facts.contains(Facts::TX_FIRST) {
-            self.facts.remove(Facts::TX_FIRST);
-            if self.transmit_first(env, out) {
+        if self.facts.contains(Facts::TX_AGAIN) {
+            self.facts.remove(Facts::TX_AGAIN);
+            if self.transmit_again(env, out) {
                 return true;
             }
         }
@@ -445,8 +432,7 @@ impl Tcb {
             self.note_resent(env);
         } else {
             self.facts.insert(Facts::TIMING);
-            self.timed_seq = self.snd_nxt;
-            self.timed_at_us = env.now_us();
+            self.sent_us = env.now_us();
         }
         self.snd_max = self.snd_nxt;
         if self.retransmit_at == Instant::FAR_FUTURE {
@@ -455,7 +441,7 @@ impl Tcb {
     }
 
     /// Sends the oldest segment again.
-    fn transmit_first(&mut self, env: &mut Env<'_>, out: &mut Segment) -> bool {
+    pub(crate) fn transmit_first(&mut self, env: &mut Env<'_>, out: &mut Segment) -> bool {
         let rest = self.snd_max.bytes_since(self.snd_una);
         if rest == 0 || !self.state.transmits() {
             return false;
@@ -486,13 +472,19 @@ impl Tcb {
         }
         let seq = self.snd_una;
         let closed = self.snd_wnd == 0;
+        // The peer may have taken its window back while data was in flight.
+        let in_flight = self.snd_nxt != seq;
+        if in_flight && !closed {
+            return false;
+        }
         self.fill(env, out, seq, Flags::ACK);
         let mss = self.less_options(out, u32::from(self.mss));
         let count = if closed { 1 } else { rest.min(self.snd_wnd).min(mss) };
         let data = count.min(self.snd_end.distance(seq).max(0) as u32);
-        self.send_queue.rewind();
-        let sent = self.send_queue.gather_next(env.slices, seq, data, &mut out.payload);
-        self.send_queue.rewind();
+        let sent = self.send_queue.gather_first(env.slices, seq, data, &mut out.payload);
+        if !in_flight {
+            self.send_queue.rewind();
+        }
         let mut end = seq + sent;
         if end == self.snd_end && sent < count && self.facts.contains(Facts::FIN_QUEUED) {
             out.flags |= Flags::FIN;
@@ -504,8 +496,12 @@ impl Tcb {
         env.stats.bytes_out += u64::from(sent);
         if closed {
             self.facts.remove(Facts::TIMING);
-            self.snd_nxt = seq;
-            self.snd_max = self.snd_max.max(end);
+            if in_flight {
+                self.note_head_resent(env);
+            } else {
+                self.snd_nxt = seq;
+                self.snd_max = self.snd_max.max(end);
+            }
         } else {
             self.note_sent(env, seq, end);
         }

@@ -236,6 +236,7 @@ impl End {
         }
         self.out = Segment::default();
         assert_eq!(self.slab.used(), 0, "slices leaked");
+        assert_eq!((self.slab.flights_used(), self.slab.records_used()), (0, 0), "records leaked");
     }
 }
 

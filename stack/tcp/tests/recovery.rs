@@ -1,0 +1,351 @@
+//! Losses, and what looks like them: found, repaired, and taken back.
+
+mod common;
+
+use common::{Faults, Frame, Pair, Rng, stream};
+use millstream_tcp::{Config, CongestionState, SliceSlab, State};
+use millstream_wire::tcp::{Flags, SackBlocks, SeqNumber};
+
+fn with_rack(rack: bool) -> Config {
+    Config { rack, data_retries: 200, syn_retries: 100, ..Config::default() }
+}
+
+fn without_sack() -> Config {
+    Config { sack: false, ..with_rack(true) }
+}
+
+/// Drops the data segments of end 0 whose places (counted from 0) are in `places`.
+fn drop_data(pair: &mut Pair, places: &'static [usize]) {
+    let mut at = 0;
+    pair.filter = Some(Box::new(move |from, frame| {
+        if from == 1 || frame.payload.is_empty() {
+            return true;
+        }
+        at += 1;
+        !places.contains(&(at - 1))
+    }));
+}
+
+/// An ACK with blocks, relative to the first byte of end 0.
+fn sack_of(pair: &Pair, ack: u32, blocks: &[(u32, u32)]) -> Frame {
+    let (theirs, ours) = (pair.ends[1].isn + 1, pair.ends[0].isn + 1);
+    let mut sack = SackBlocks::EMPTY;
+    for (start, end) in blocks {
+        sack.push(ours + *start, ours + *end);
+    }
+    let options = millstream_wire::tcp::Options::established(None, &sack);
+    Frame::make(theirs, ours + ack, Flags::ACK, 60_000, options.as_slice(), &[])
+}
+
+/// A pair without timestamps and scaling, with segments of 1000 bytes, whose pipe swallows all.
+fn scripted(config: Config) -> Pair {
+    let config = Config { timestamps: false, window_scaling: false, ..config };
+    let mut pair = Pair::new(config.clone(), config);
+    pair.ends.iter_mut().for_each(|end| end.mss_limit = 1000);
+    pair.connect();
+    pair.filter = Some(Box::new(|_, _| false));
+    pair
+}
+
+/// Numbers and lengths of what end 0 sends now.
+fn sends(pair: &mut Pair) -> Vec<(u32, usize)> {
+    let ours = pair.ends[0].isn + 1;
+    let now = pair.now;
+    let mut sent = Vec::new();
+    while let Some(frame) = pair.ends[0].transmit(now) {
+        sent.push((frame.parse().seq.bytes_since(ours), frame.payload.len()));
+    }
+    sent
+}
+
+fn give(pair: &mut Pair, ack: u32, blocks: &[(u32, u32)]) -> Vec<(u32, usize)> {
+    pair.now = pair.now.plus_micros(1_000);
+    let (now, frame) = (pair.now, sack_of(pair, ack, blocks));
+    pair.ends[0].input(now, &frame);
+    sends(pair)
+}
+
+/// Flow completion time of `len` bytes in microseconds, with the data segments `lost` dropped.
+fn completion_us(config: Config, len: usize, lost: &'static [usize], delay_us: u64) -> u64 {
+    let mut pair = Pair::new(config.clone(), config);
+    pair.faults.delay_us = delay_us;
+    pair.connect();
+    drop_data(&mut pair, lost);
+    let start = pair.now;
+    pair.transfer([&stream(len, 1), &[]], 60_000_000);
+    let took = pair.now.micros_since(start);
+    pair.release();
+    took
+}
+
+/// `tcp.tail_loss.fct_ratio`: flows of 10 KB of which the last segment is lost, over round trips
+/// between 2 and 40 ms.
+#[test]
+fn a_lost_tail_costs_half_with_probes() {
+    let (mut product, mut count) = (1.0, 0);
+    for delay_us in [1_000, 5_000, 10_000, 20_000] {
+        // Seven segments, the last one short.
+        let with = completion_us(with_rack(true), 10_000, &[6], delay_us);
+        let without = completion_us(with_rack(false), 10_000, &[6], delay_us);
+        let ratio = with as f64 / without as f64;
+        println!(
+            "tail loss, RTT {} ms: {with} us against {without} us, {ratio:.2}",
+            delay_us / 500
+        );
+        product *= ratio;
+        count += 1;
+    }
+    let mean = f64::powf(product, 1.0 / f64::from(count));
+    println!("tcp.tail_loss.fct_ratio {mean:.3}");
+    assert!(mean <= 0.5, "{mean}");
+}
+
+#[test]
+fn a_lost_tail_is_repaired_without_a_time_out() {
+    for lost in [&[9][..], &[8, 9], &[7, 8, 9]] {
+        let mut pair = Pair::connected(with_rack(true), with_rack(true));
+        let places: &'static [usize] = match lost.len() {
+            1 => &[9],
+            2 => &[8, 9],
+            _ => &[7, 8, 9],
+        };
+        drop_data(&mut pair, places);
+        pair.transfer([&stream(14_480, 1), &[]], 10_000_000);
+        let stats = pair.ends[0].stats;
+        assert_eq!(stats.rto_fired, 0, "{lost:?}");
+        assert_eq!(stats.loss_probes, 1, "{lost:?}");
+        assert_eq!(stats.retransmits as usize, lost.len());
+        pair.release();
+    }
+}
+
+/// RFC 8985 section 7.4: a probe that repaired a loss costs a reduction, a needless one nothing.
+#[test]
+fn a_probe_that_repaired_a_loss_reduces_the_window_once() {
+    for needless in [false, true] {
+        let mut pair = scripted(with_rack(true));
+        pair.ends[0].send(pair.now, &stream(3_000, 1));
+        assert_eq!(sends(&mut pair).len(), 3);
+        let cwnd = pair.ends[0].info().cwnd_bytes;
+        give(&mut pair, 2_000, &[]);
+        pair.now = pair.ends[0].tcb.as_ref().unwrap().deadline();
+        pair.ends[0].timer(pair.now);
+        assert_eq!(sends(&mut pair), [(2_000, 1_000)]);
+        give(&mut pair, 3_000, &[]);
+        if needless {
+            give(&mut pair, 3_000, &[(2_000, 3_000)]);
+            assert_eq!(pair.ends[0].stats.loss_probes_needless, 1);
+        }
+        pair.ends[0].send(pair.now, &stream(2_000, 1));
+        assert_eq!(sends(&mut pair).len(), 2);
+        give(&mut pair, 5_000, &[]);
+        let info = pair.ends[0].info();
+        assert_eq!(info.ca_state, CongestionState::Open);
+        assert_eq!(info.cwnd_bytes < cwnd, !needless, "{info:?}");
+        assert_eq!(pair.ends[0].slab.flights_used(), 0);
+        pair.release();
+    }
+}
+
+/// RFC 5681 section 3.2 with RFC 3042: the first two SACKs let new data out, the third the lost
+/// segment.
+#[test]
+fn limited_transmit_and_fast_retransmit() {
+    for rack in [true, false] {
+        let mut pair = scripted(with_rack(rack));
+        pair.ends[0].send(pair.now, &stream(20_000, 1));
+        assert_eq!(sends(&mut pair).len(), 10);
+        assert_eq!(give(&mut pair, 0, &[(1_000, 2_000)]), [(10_000, 1_000)]);
+        let info = pair.ends[0].tcb.as_ref().unwrap().info_in(&pair.ends[0].slab);
+        assert_eq!((info.ca_state, info.sacked, info.lost), (CongestionState::Disorder, 1, 0));
+        assert_eq!(give(&mut pair, 0, &[(1_000, 3_000)]), [(11_000, 1_000)]);
+        assert_eq!(give(&mut pair, 0, &[(1_000, 4_000)]), [(0, 1_000)]);
+        let info = pair.ends[0].tcb.as_ref().unwrap().info_in(&pair.ends[0].slab);
+        assert_eq!((info.ca_state, info.sacked, info.lost), (CongestionState::Recovery, 3, 1));
+        assert_eq!((info.retrans, info.unacked), (1, 12));
+        assert!(info.cwnd_bytes >= info.flight_bytes);
+        // All is there: the state is left, and the window is the threshold.
+        give(&mut pair, 12_000, &[]);
+        let info = pair.ends[0].info();
+        assert_eq!(info.ca_state, CongestionState::Open);
+        let grown = info.cwnd_bytes - info.ssthresh_bytes;
+        assert!(grown <= 1_000, "{info:?}");
+        pair.release();
+    }
+}
+
+/// RFC 5682: the ACKs of a flight are late, not lost. The time-out is taken back.
+#[test]
+fn a_time_out_without_a_loss_is_taken_back() {
+    for config in [with_rack(true), with_rack(false), without_sack()] {
+        // With timestamps the first ACK tells (RFC 3522); without, new data does (RFC 5682).
+        for timestamps in [true, false] {
+            let config = Config { timestamps, ..config.clone() };
+            let mut pair = Pair::connected(config.clone(), config.clone());
+            // The delay jumps: what is out takes a second longer.
+            pair.transfer([&stream(30_000, 1), &[]], 10_000_000);
+            pair.run_for(100_000);
+            let (cwnd, rto) = (pair.ends[0].info().cwnd_bytes, pair.ends[0].stats.rto_fired);
+            pair.faults.delay_us = 600_000;
+            let bytes = stream(200_000, 2);
+            let until = pair.now.plus_micros(1_900_000);
+            let mut queued = pair.ends[0].send(pair.now, &bytes);
+            while pair.step(until) {
+                queued += pair.ends[0].send(pair.now, &bytes[queued..]);
+            }
+            let (stats, info) = (pair.ends[0].stats, pair.ends[0].info());
+            assert!(stats.rto_fired > rto);
+            assert!(stats.undone > 0, "timestamps {timestamps} sack {} {info:?}", config.sack);
+            assert!(info.cwnd_bytes >= cwnd, "{info:?} was {cwnd}");
+            pair.release();
+        }
+    }
+}
+
+/// A path that reorders all the time: after the first surprises nothing is sent again for it (RFC
+/// 8985 section 6.2, steps 3 and 4).
+#[test]
+fn reordering_is_learnt() {
+    let mut pair = Pair::connected(with_rack(true), with_rack(true));
+    pair.faults = Faults { delay_us: 10_000, jitter_us: 6_000, ..Faults::default() };
+    let (mut resent, mut undone) = (Vec::new(), 0);
+    for round in 0..6 {
+        let before = pair.ends[0].stats.retransmits;
+        pair.transfer([&stream(500_000, round), &[]], 100_000_000);
+        resent.push(pair.ends[0].stats.retransmits - before);
+        undone = pair.ends[0].stats.undone;
+    }
+    println!("sent again in each half megabyte: {resent:?}, {undone} episodes taken back");
+    let late: u64 = resent[3..].iter().sum();
+    assert!(late <= 8, "{resent:?}");
+    assert_eq!(pair.ends[0].stats.rto_fired, 0);
+    pair.release();
+}
+
+/// A receiver may drop what it has selectively acknowledged (RFC 2018 section 8).
+#[test]
+fn what_is_taken_back_is_sent_again() {
+    let mut pair = scripted(with_rack(true));
+    let bytes = stream(10_000, 1);
+    pair.ends[0].send(pair.now, &bytes);
+    assert_eq!(sends(&mut pair).len(), 10);
+    give(&mut pair, 0, &[(1_000, 10_000)]);
+    give(&mut pair, 1_000, &[]);
+    // Everything above is sacked, yet the ACK stays where it is.
+    for _ in 0..3 {
+        pair.now = pair.ends[0].tcb.as_ref().unwrap().deadline();
+        pair.ends[0].timer(pair.now);
+        if pair.ends[0].stats.sack_reneged > 0 {
+            break;
+        }
+        sends(&mut pair);
+    }
+    assert_eq!(pair.ends[0].stats.sack_reneged, 1);
+    assert_eq!(sends(&mut pair), [(1_000, 1_000)]);
+    assert_eq!(give(&mut pair, 2_000, &[]).first(), Some(&(2_000, 1_000)));
+    give(&mut pair, 10_000, &[]);
+    assert_eq!(pair.ends[0].slab.flights_used(), 0);
+    pair.release();
+}
+
+/// Blocks that lie about what was never sent, overlap, or are old change nothing for the worse.
+#[test]
+fn blocks_that_make_no_sense_are_passed_over() {
+    let mut pair = scripted(with_rack(true));
+    pair.ends[0].send(pair.now, &stream(10_000, 1));
+    sends(&mut pair);
+    give(&mut pair, 3_000, &[]);
+    let held = |pair: &Pair| {
+        let end = &pair.ends[0];
+        let info = end.tcb.as_ref().unwrap().info_in(&end.slab);
+        (info.sacked, info.lost, info.flight_bytes)
+    };
+    for blocks in [[(9_000, 11_000)], [(50_000, 60_000)], [(6_000, 5_000)], [(5_000, 5_000)]] {
+        give(&mut pair, 3_000, &blocks);
+        assert_eq!(held(&pair), (0, 0, 7_000), "{blocks:?}");
+    }
+    // In the middle of segments, and twice.
+    give(&mut pair, 3_000, &[(4_500, 5_500), (4_700, 5_200)]);
+    give(&mut pair, 3_000, &[(4_500, 5_500)]);
+    assert_eq!(held(&pair).2, 6_000);
+    give(&mut pair, 10_000, &[]);
+    assert_eq!(held(&pair), (0, 0, 0));
+    pair.release();
+}
+
+/// Without memory for records they get coarse; without any at all, time-outs do the work.
+#[test]
+fn nothing_fails_without_memory_for_records() {
+    for slices in [2, 3, 5, 9] {
+        for rack in [true, false] {
+            let mut pair = Pair::new(with_rack(rack), with_rack(rack));
+            pair.ends[0].slab = SliceSlab::with_capacity(slices);
+            pair.faults.loss_per_mille = 50;
+            pair.rng = Rng::new(slices as u64);
+            pair.ends[0].connect(pair.now);
+            pair.run_for(10_000_000);
+            assert_eq!(pair.ends[0].state(), State::Established);
+            pair.transfer([&stream(300_000, 1), &[]], 4_000_000_000);
+            pair.run_for(300_000);
+            assert_eq!(pair.ends[0].slab.records_used(), 0);
+            pair.release();
+        }
+    }
+}
+
+/// Any pattern of loss, reordering and duplication, with RACK and without: the stream arrives,
+/// nothing is in flight beyond the window, nothing leaks; and a path that loses nothing costs no
+/// time-out.
+#[test]
+fn any_path_with_rack_and_without() {
+    let mut took = [0, 0];
+    for seed in 0..80u64 {
+        for rack in [true, false] {
+            let mut rng = Rng::new(seed + 7);
+            let config = Config {
+                timestamps: seed % 3 != 0,
+                sack: seed % 5 != 4,
+                recv_buffer_bytes: [30_000, 65_535, 300_000, 1 << 20][(seed % 4) as usize],
+                send_buffer_bytes: 1 << 20,
+                ..with_rack(rack)
+            };
+            let mut pair = Pair::new(config.clone(), config);
+            pair.rng = Rng::new(seed + 1_000);
+            pair.faults = Faults {
+                delay_us: 100 + rng.below(40_000),
+                jitter_us: if seed % 2 == 0 { 0 } else { rng.below(20_000) },
+                loss_per_mille: if seed % 7 == 0 { 0 } else { rng.below(120) },
+                duplicate_per_mille: rng.below(60),
+            };
+            pair.ends[0].isn = SeqNumber(u32::MAX - 90_000);
+            pair.ends[0].connect(pair.now);
+            let until = pair.now.plus_micros(4_000_000_000);
+            while pair.ends[0].state() != State::Established
+                || pair.ends[1].state() != State::Established
+            {
+                assert!(pair.step(until), "seed {seed}: no connection");
+            }
+            let start = pair.now;
+            let (there, back) = (stream(250_000, seed), stream(30_000, seed + 1));
+            pair.transfer([&there, &back], 4_000_000_000_000);
+            took[usize::from(rack)] += pair.now.micros_since(start);
+            for end in &pair.ends {
+                assert!(end.cwnd_excess <= 0, "seed {seed}: excess {}", end.cwnd_excess);
+            }
+            if pair.faults.loss_per_mille == 0 && pair.faults.jitter_us == 0 {
+                assert_eq!(pair.ends[0].stats.rto_fired, 0, "seed {seed}");
+            }
+            pair.run_for(4_000_000_000);
+            for end in &pair.ends {
+                assert_eq!(end.slab.records_used(), 0, "seed {seed}: {:?}", end.tcb);
+            }
+            pair.release();
+        }
+    }
+    println!(
+        "all of it takes {} s with RACK, {} s without",
+        took[1] / 1_000_000,
+        took[0] / 1_000_000
+    );
+    assert!(took[1] < took[0]);
+}
