@@ -148,6 +148,10 @@ impl Tcb {
         self.congestion.on_open(&mut self.window, mss, env.now.as_micros());
         let every = self.congestion.wants_every_ack() || self.congestion.wants_rate_samples();
         self.facts.set(Facts::EVERY_ACK, every);
+        if every {
+            self.open_flight(env);
+        }
+        self.note_lone_timeout(env);
         self.facts.remove(Facts::TIMING | Facts::TX_SYN);
         self.retransmit_at = Instant::FAR_FUTURE;
         self.backoff = 0;

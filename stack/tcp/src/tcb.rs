@@ -206,6 +206,8 @@ pub struct Tcb {
     pub(crate) sent_us: u32,
     /// What is known about the data in flight, [`NIL`] if nothing beyond this record.
     pub(crate) flight: u32,
+    /// How long a lone segment is waited for before it is sent again, in microseconds.
+    pub(crate) lone_timeout_us: u32,
     /// Numbers that are out but not in flight: see [`Tcb::pipe`].
     pub(crate) left_out: u32,
     /// Largest window that the peer has announced.
@@ -370,6 +372,7 @@ impl Tcb {
             rtt: RttEstimator::new(config),
             sent_us: 0,
             flight: NIL,
+            lone_timeout_us: config.initial_rto_us.max(1),
             left_out: 0,
             snd_wnd_max: 0,
             quick_acks: config.quick_acks,

@@ -2,6 +2,7 @@
 
 use millstream_timer::Instant;
 
+use crate::slab::NIL;
 use crate::state::{ConnectionError, Events, State};
 use crate::tcb::{Env, Facts, Marks, TICK_NANOS, Tcb};
 
@@ -36,16 +37,30 @@ impl Tcb {
         events
     }
 
-    /// Starts the retransmission timer anew.
+    /// Starts the timer of data in flight anew: that of a probe for a lost tail, or the
+    /// retransmission time-out.
     #[inline]
     pub(crate) fn arm_retransmit(&mut self, env: &Env<'_>) {
-        let mut rto_us = u64::from(self.rtt.rto_us);
-        if self.backoff != 0 {
-            rto_us = self.backed_off_us(env);
-        } else if self.probes(env) {
-            rto_us = rto_us.min(u64::from(self.probe_timeout_us(env)));
+        if self.flight != NIL || self.backoff != 0 {
+            self.arm_for_flight(env);
+            return;
         }
-        self.retransmit_at = env.now.plus_nanos(rto_us * 1000);
+        self.retransmit_at = env.now.plus_nanos(u64::from(self.lone_timeout_us) * 1000);
+    }
+
+    #[inline(never)]
+    fn arm_for_flight(&mut self, env: &Env<'_>) {
+        if self.backoff == 0 && self.probes(env) {
+            let timeout_us = self.rtt.rto_us.min(self.probe_timeout_us(env));
+            self.retransmit_at = env.now.plus_nanos(u64::from(timeout_us) * 1000);
+        } else {
+            self.arm_time_out(env);
+        }
+    }
+
+    /// Starts the retransmission time-out anew, or that of a window probe.
+    pub(crate) fn arm_time_out(&mut self, env: &Env<'_>) {
+        self.retransmit_at = env.now.plus_nanos(self.backed_off_us(env) * 1000);
     }
 
     /// Sets the timer to when more will be known about losses.
@@ -55,7 +70,6 @@ impl Tcb {
     }
 
     /// RFC 6298 section 5.5.
-    #[cold]
     fn backed_off_us(&self, env: &Env<'_>) -> u64 {
         let rto_us = u64::from(self.rtt.rto_us) << self.backoff.min(BACKOFF_MAX);
         rto_us.min(u64::from(env.config.max_rto_us)).max(1)
@@ -80,7 +94,7 @@ impl Tcb {
         self.facts.insert(Facts::PERSIST);
         self.bound_orphan(env);
         if self.snd_wnd == 0 {
-            self.arm_retransmit(env);
+            self.arm_time_out(env);
         } else {
             self.retransmit_at = env.now.plus_micros(u64::from(env.config.override_us));
         }
@@ -111,7 +125,7 @@ impl Tcb {
         self.backoff = self.backoff.saturating_add(1);
         self.facts.remove(Facts::TIMING);
         self.facts.insert(Facts::TX_SYN);
-        self.arm_retransmit(env);
+        self.arm_time_out(env);
         Events::empty()
     }
 
@@ -140,7 +154,7 @@ impl Tcb {
             self.bound_orphan(env);
             env.stats.window_probes += 1;
         }
-        self.arm_retransmit(env);
+        self.arm_time_out(env);
         Events::empty()
     }
 
@@ -165,7 +179,7 @@ impl Tcb {
         }
         env.stats.window_probes += 1;
         self.facts.insert(Facts::TX_PROBE);
-        self.arm_retransmit(env);
+        self.arm_time_out(env);
         Events::empty()
     }
 

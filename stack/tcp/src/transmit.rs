@@ -208,10 +208,7 @@ impl Tcb {
     #[inline]
     fn note_new(&mut self, env: &mut Env<'_>, end: SeqNumber) {
         let ticks = env.now_ticks();
-        if self.snd_una != self.snd_nxt
-            || self.flight != NIL
-            || self.facts.contains(Facts::EVERY_ACK)
-        {
+        if self.snd_una != self.snd_nxt || self.flight != NIL {
             self.record_sent(env, end);
         } else {
             self.facts.set(Facts::TIMING, ticks != self.last_send_ticks);

@@ -30,6 +30,7 @@ impl Tcb {
     #[inline]
     pub(crate) fn sample_rtt(&mut self, env: &Env<'_>, rtt_us: u32) {
         self.rtt.sample(rtt_us, env.config);
+        self.note_lone_timeout(env);
         self.backoff = 0;
         let ticks = env.now_ticks();
         if rtt_us <= self.min_rtt_us
@@ -57,7 +58,7 @@ impl Tcb {
         } else {
             self.arm_retransmit(env);
         }
-        if self.facts.contains(Facts::EVERY_ACK) || self.window.cwnd < 2 * u32::from(self.mss) {
+        if self.window.cwnd < 2 * u32::from(self.mss) {
             self.tell_lone(env, acked, rtt_us);
         }
     }
@@ -97,7 +98,7 @@ impl Tcb {
         self.control(env, &before, &progress, rtt_us);
         if self.snd_una == self.snd_max {
             self.retransmit_at = millstream_timer::Instant::FAR_FUTURE;
-            self.close_flight(env);
+            self.rest_flight(env);
         } else {
             self.arm_retransmit(env);
         }

@@ -133,6 +133,19 @@ impl Tcb {
         }
     }
 
+    /// All is acknowledged, and nothing is left to find out about it.
+    #[inline]
+    pub(crate) fn rest_flight(&mut self, env: &mut Env<'_>) {
+        // Controllers that measure rates measure on.
+        if !self.facts.contains(Facts::EVERY_ACK) {
+            self.close_flight(env);
+        } else {
+            self.left_out = 0;
+            self.facts.remove(Facts::REPAIR | Facts::TX_LOST);
+            self.marks.remove(Marks::PROBED | Marks::REO_TIMER);
+        }
+    }
+
     /// Records that the numbers from `snd_nxt`, which was `snd_max`, up to `end` were sent for the
     /// first time, while others are in flight.
     #[inline(never)]
@@ -147,7 +160,11 @@ impl Tcb {
         let tx_flight = self.pipe() + count;
         let mss = u32::from(self.mss);
         let last = end.ge(self.snd_end);
+        let idle = self.snd_una == start;
         let Some((flight, records)) = env.slices.flights.get_mut(self.flight) else { return };
+        if idle {
+            flight.rate.begin(flight.rate.delivered, now_us);
+        }
         // RFC 7661: whether the window limits, and for how long that counts.
         let out = end.bytes_since(self.snd_una);
         let full = tx_flight + mss > self.window.cwnd;
@@ -180,7 +197,7 @@ impl Tcb {
             && self.ca_state == CongestionState::Open
             && !flight.probe.is_out()
         {
-            self.close_flight(env);
+            self.rest_flight(env);
             return;
         }
         self.left_out = flight.left_out();

@@ -7,7 +7,6 @@ use crate::congestion::Signal;
 use crate::recovery::CongestionState;
 use crate::recovery::scoreboard::Progress;
 use crate::segment::Segment;
-use crate::slab::NIL;
 use crate::tcb::{Env, Facts, Marks, Tcb};
 
 /// A probe.
@@ -40,18 +39,26 @@ impl Tcb {
 
     /// Microseconds after which a probe is due: two round trips, and what the peer may hold back
     /// the ACK of a lone segment.
-    #[inline]
     pub(crate) fn probe_timeout_us(&self, env: &Env<'_>) -> u32 {
-        let lone = self.flight == NIL || self.is_lone(env);
-        let patience_us = if !lone {
-            // A tick of a coarse clock at the peer.
-            2_000
-        } else if self.marks.contains(Marks::PATIENT) {
-            env.config.min_rto_us
-        } else {
-            env.config.probe_ack_delay_us
-        };
-        (2 * self.rtt.srtt_us()).saturating_add(patience_us)
+        if self.is_lone(env) {
+            return self.lone_timeout_us;
+        }
+        // A tick of a coarse clock at the peer.
+        (2 * self.rtt.srtt_us()).saturating_add(2_000)
+    }
+
+    /// Works out anew how long a lone segment is waited for.
+    pub(crate) fn note_lone_timeout(&mut self, env: &Env<'_>) {
+        let mut timeout_us = self.rtt.rto_us;
+        if self.facts.contains(Facts::SACK) && env.config.rack && self.rtt.srtt_us() != 0 {
+            let patience_us = if self.marks.contains(Marks::PATIENT) {
+                env.config.min_rto_us
+            } else {
+                env.config.probe_ack_delay_us
+            };
+            timeout_us = timeout_us.min((2 * self.rtt.srtt_us()).saturating_add(patience_us));
+        }
+        self.lone_timeout_us = timeout_us;
     }
 
     fn is_lone(&self, env: &Env<'_>) -> bool {
@@ -65,7 +72,7 @@ impl Tcb {
     pub(crate) fn on_probe_timeout(&mut self, env: &mut Env<'_>) {
         env.stats.loss_probes += 1;
         self.facts.insert(Facts::TX_AGAIN);
-        self.arm_retransmit(env);
+        self.arm_time_out(env);
     }
 
     /// Sends one segment out of turn: a probe; or the oldest one if there was no memory to keep
@@ -94,7 +101,7 @@ impl Tcb {
             flight.probe = Probe { high_seq, resent };
         }
         self.sync_flight(env);
-        self.arm_retransmit(env);
+        self.arm_time_out(env);
         true
     }
 
@@ -132,6 +139,7 @@ impl Tcb {
             // Both arrived. The peer takes its time with ACKs.
             flight.probe = Probe::default();
             self.marks.insert(Marks::PATIENT);
+            self.note_lone_timeout(env);
             env.stats.loss_probes_needless += 1;
         } else if ack.gt(high_seq) {
             // No report of a duplicate by the time that more is acknowledged: there was a loss,
