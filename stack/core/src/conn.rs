@@ -49,7 +49,7 @@ bitflags::bitflags! {
 ///
 /// All that a segment touches beside TCP's part lies in the first cache line: with many connections,
 /// each line is a wait for memory.
-#[repr(C)]
+#[repr(C, align(64))]
 pub(crate) struct Conn {
     pub key: FlowKey,
     pub generation: u32,

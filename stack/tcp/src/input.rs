@@ -430,6 +430,10 @@ impl Tcb {
                 self.facts.remove(Facts::PERSIST);
                 self.backoff = 0;
                 self.retransmit_at = Instant::FAR_FUTURE;
+                if self.is_orphan() {
+                    // Retransmission bounds its time now.
+                    self.idle_at = Instant::FAR_FUTURE;
+                }
                 if self.snd_una != self.snd_max && self.snd_nxt == self.snd_max {
                     self.arm_retransmit(env);
                 }
@@ -439,16 +443,21 @@ impl Tcb {
         true
     }
 
-    /// An ACK moves things on after a time-out, and echoes `echo`. With timestamps it tells which of the segments sent
-    /// it is about, so that it is a measurement (RFC 7323 section 4), and the time-out is what it
-    /// was; without them it stays backed off until there is one (RFC 6298 section 5.7, Karn).
+    /// An ACK moves things on after a time-out, and echoes `echo`. That tells which of the segments
+    /// sent it is about, so that it is a measurement (RFC 7323 section 4), and the time-out is what
+    /// it was; without timestamps it stays backed off until there is one (RFC 6298 section 5.7,
+    /// Karn). An echo from before the last repetition is none: a peer that had the segment already,
+    /// and whose ACK was lost, repeats what it echoed then.
     pub(crate) fn settle_backoff(&mut self, env: &Env<'_>, echo: u32) {
         let clock = env.now_ticks().wrapping_add(self.ts_offset);
         let ticks = clock.wrapping_sub(echo);
-        // An echo from the future, or from long ago, is no measurement.
-        if ticks < 1 << 16 {
-            self.rtt.sample((u64::from(ticks) * TICK_NANOS / 1000) as u32, env.config);
-            self.backoff = 0;
+        // Nor is one from the future, or from long ago.
+        if ticks >= 1 << 16 {
+            return;
+        }
+        self.backoff = 0;
+        if ticks <= env.now_ticks().wrapping_sub(self.last_send_ticks) + 1 {
+            self.sample_rtt(env, (u64::from(ticks) * TICK_NANOS / 1000) as u32);
         }
     }
 

@@ -146,11 +146,7 @@ impl Tcb {
             mss
         };
         self.congestion.on_open(&mut self.window, mss, env.now.as_micros());
-        let every = self.congestion.wants_every_ack() || self.congestion.wants_rate_samples();
-        self.facts.set(Facts::EVERY_ACK, every);
-        if every {
-            self.open_flight(env);
-        }
+        self.serve_controller(env);
         self.note_lone_timeout(env);
         self.facts.remove(Facts::TIMING | Facts::TX_SYN);
         self.retransmit_at = Instant::FAR_FUTURE;

@@ -600,12 +600,13 @@ impl Tcb {
     /// Takes another congestion controller than [`Config::congestion`](crate::Config::congestion).
     /// Has an effect until the first data is acknowledged: what a controller has learnt cannot be
     /// given to another. Allocates.
-    pub fn set_congestion(&mut self, env: &Env<'_>, algorithm: Algorithm) {
+    pub fn set_congestion(&mut self, env: &mut Env<'_>, algorithm: Algorithm) {
         if self.acked_total == 0 && self.congestion.algorithm() != algorithm {
             self.congestion = Congestion::new(algorithm, false);
             if self.window.cwnd != 0 {
                 let (mss, now_us) = (u32::from(self.mss), env.now.as_micros());
                 self.congestion.on_open(&mut self.window, mss, now_us);
+                self.serve_controller(env);
             }
         }
     }

@@ -50,7 +50,8 @@ impl Tcb {
     #[inline(always)]
     fn transmit_plain(&mut self, env: &mut Env<'_>, out: &mut Segment, count: u32) {
         let seq = self.snd_nxt;
-        if self.snd_una == seq {
+        let idle = self.snd_una == seq;
+        if idle {
             self.restart_after_idle(env);
         }
         // An answer in the place of an ACK: the peer is waiting for answers, not for ACKs.
@@ -64,10 +65,13 @@ impl Tcb {
             out.flags = Flags::ACK.union(Flags::PSH);
         }
         env.stats.bytes_out += u64::from(sent);
-        self.note_new(env, end);
+        if idle && self.flight == NIL {
+            self.note_lone(env);
+        } else {
+            self.record_sent(env, end);
+        }
         self.snd_nxt = end;
         self.snd_max = end;
-        self.arm_for_new(env);
     }
 
     /// All other cases, and all other segments.
@@ -187,43 +191,34 @@ impl Tcb {
 
     /// What follows from having sent the numbers from `seq` up to `end`.
     fn note_sent(&mut self, env: &mut Env<'_>, seq: SeqNumber, end: SeqNumber) {
-        self.note_new(env, end);
+        if self.snd_una == seq && self.flight == NIL {
+            self.note_lone(env);
+        } else {
+            self.record_sent(env, end);
+        }
         if seq.lt(self.snd_max) {
             // A probe had been here before: its number counts as sent, but is no flight.
             self.note_resent(env);
         }
         self.snd_nxt = end;
         self.snd_max = self.snd_max.max(end);
-        self.last_send_ticks = env.now_ticks();
         if self.facts.contains(Facts::PERSIST) {
             self.facts.remove(Facts::PERSIST);
-            self.retransmit_at = Instant::FAR_FUTURE;
+            self.arm_retransmit(env);
         }
-        self.arm_for_new(env);
     }
 
-    /// New data up to `end` is being sent. If nothing else is in flight, this record says all there
-    /// is to know: the segment is timed (RFC 6298 section 3), at most one in a tick, since a path
-    /// with shorter round trips has no use for a sample of each.
-    #[inline]
-    fn note_new(&mut self, env: &mut Env<'_>, end: SeqNumber) {
+    /// New data is being sent and nothing else is in flight: this record says all there is to know.
+    /// The segment is timed (RFC 6298 section 3), at most one in a tick, since a path with shorter
+    /// round trips has no use for a sample of each.
+    #[inline(always)]
+    fn note_lone(&mut self, env: &Env<'_>) {
         let ticks = env.now_ticks();
-        if self.snd_una != self.snd_nxt || self.flight != NIL {
-            self.record_sent(env, end);
-        } else {
-            self.facts.set(Facts::TIMING, ticks != self.last_send_ticks);
-            self.sent_us = env.now_us();
-        }
+        self.facts.set(Facts::TIMING, ticks != self.last_send_ticks);
         self.last_send_ticks = ticks;
-    }
-
-    /// RFC 6298 section 5.1, and RFC 8985 section 7.2 for as long as nothing is lost: the time for
-    /// a probe starts anew with what is sent.
-    #[inline]
-    fn arm_for_new(&mut self, env: &Env<'_>) {
-        if self.retransmit_at == Instant::FAR_FUTURE
-            || (self.flight != NIL && !self.facts.contains(Facts::REPAIR))
-        {
+        self.sent_us = env.now_us();
+        // RFC 6298 section 5.1.
+        if self.retransmit_at == Instant::FAR_FUTURE {
             self.arm_retransmit(env);
         }
     }

@@ -143,8 +143,7 @@ fn several_losses_in_a_window_are_repaired_without_a_time_out() {
 
 #[test]
 fn a_lost_tail_costs_time_outs_without_probes_and_halves_the_threshold_once() {
-    let config =
-        Config { congestion: Algorithm::NewReno, rack: false, ..Config::default() };
+    let config = Config { congestion: Algorithm::NewReno, rack: false, ..Config::default() };
     let mut pair = Pair::connected(config, Config::default());
     let mut lost = 0;
     // The last segment, and its first repetition.

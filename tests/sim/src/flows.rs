@@ -256,13 +256,7 @@ pub async fn client(stack: Stack, server: SocketAddrV4, number: usize, flow: Flo
     board[number].span.1 = Some(stack.now());
 }
 
-async fn run_client(
-    stack: &Stack,
-    server: SocketAddrV4,
-    number: usize,
-    flow: Flow,
-    board: &Board,
-) {
+async fn run_client(stack: &Stack, server: SocketAddrV4, number: usize, flow: Flow, board: &Board) {
     pause(stack, flow.start_us).await;
     board.borrow_mut()[number].span.0 = Some(stack.now());
     let mut attempts = 0;
@@ -291,8 +285,7 @@ async fn run_client(
     let read = application.read_to_the_end(Pattern::down(number), flow.client_reads);
     match flow.ending {
         Ending::Shutdown => {
-            let write =
-                application.write_to_the_end(Pattern::up(number), flow.up, flow.up_source);
+            let write = application.write_to_the_end(Pattern::up(number), flow.up, flow.up_source);
             both(read, write).await;
         }
         Ending::ServerFirst => {

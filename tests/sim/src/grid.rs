@@ -57,9 +57,10 @@ impl Summary {
 
     /// What to print about the failures.
     pub fn report(&self) -> String {
-        let failures = self.failures.iter().map(|(seed, what)| {
-            format!("seed {seed}: {what}\n  again: make soak SEED={seed}\n")
-        });
+        let failures = self
+            .failures
+            .iter()
+            .map(|(seed, what)| format!("seed {seed}: {what}\n  again: make soak SEED={seed}\n"));
         failures.collect()
     }
 }

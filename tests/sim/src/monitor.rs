@@ -137,7 +137,12 @@ impl Monitor {
         let server_port =
             if direction == Direction::AToB { header.dst_port } else { header.src_port };
         if server_port != self.server_port {
-            return self.report(now, port, direction, format!("a port {server_port} out of nowhere"));
+            return self.report(
+                now,
+                port,
+                direction,
+                format!("a port {server_port} out of nowhere"),
+            );
         }
         let both = self.connections.entry(port).or_default();
         let mut before = *both;
@@ -156,7 +161,10 @@ impl Monitor {
         }
         *both = before;
         if let Err(what) = verdict {
-            let what = format!("{what} (seq {:?} ack {:?} len {len} {:?})", header.seq, header.ack, header.flags);
+            let what = format!(
+                "{what} (seq {:?} ack {:?} len {len} {:?})",
+                header.seq, header.ack, header.flags
+            );
             self.report(now, port, direction, what);
         }
     }

@@ -125,9 +125,8 @@ impl<'a> Run<'a> {
         let world = World::new(scenario);
         let now = world.now();
         let flows = 0..scenario.flows.len();
-        let looks = flows.flat_map(|flow| {
-            [Reverse((now, flow, false)), Reverse((now, flow, true))]
-        });
+        let looks =
+            flows.flat_map(|flow| [Reverse((now, flow, false)), Reverse((now, flow, true))]);
         Self {
             looks: looks.collect(),
             moved: vec![[Moved::default(); 2]; scenario.flows.len()],
@@ -192,7 +191,13 @@ impl<'a> Run<'a> {
             return Err(("wire", breach));
         }
         let in_time = now < Instant::from_micros(SECONDS_MAX * 1_000_000);
-        hold!(in_time && self.steps < STEPS_MAX, "end", "no end after {} steps: {purpose}: {}", self.steps, self.state());
+        hold!(
+            in_time && self.steps < STEPS_MAX,
+            "end",
+            "no end after {} steps: {purpose}: {}",
+            self.steps,
+            self.state()
+        );
         if now >= fault {
             self.strike(now);
         }
@@ -295,9 +300,10 @@ impl<'a> Run<'a> {
     /// What there is to know about a run that does not end.
     fn state(&self) -> String {
         let board = self.world.watch.board.borrow();
-        let open = board.iter().enumerate().filter(|(_, progress)| {
-            !progress.client_done || !progress.server_done.1
-        });
+        let open = board
+            .iter()
+            .enumerate()
+            .filter(|(_, progress)| !progress.client_done || !progress.server_done.1);
         let flows: Vec<_> = open
             .take(2)
             .map(|(flow, progress)| {
@@ -345,7 +351,10 @@ impl<'a> Run<'a> {
     /// Nothing is left anywhere, and every frame has a name.
     fn judge_account(&self) -> Verdict {
         let client = self.world.client_stack();
-        let stacks = [Some((client, Direction::BToA)), self.world.server_stack().map(|stack| (stack, Direction::AToB))];
+        let stacks = [
+            Some((client, Direction::BToA)),
+            self.world.server_stack().map(|stack| (stack, Direction::AToB)),
+        ];
         for (stack, inbound) in stacks.into_iter().flatten() {
             let rx = stack.rx_metrics();
             hold!(rx.unaccounted() == 0, "account", "{} frames: {rx:?}", rx.unaccounted());
@@ -384,7 +393,8 @@ impl<'a> Run<'a> {
             (Some(start), Some(end)) => end.nanos_since(start),
             _ => 0,
         };
-        let busier = if stats[0].waited_nanos > stats[1].waited_nanos { &stats[0] } else { &stats[1] };
+        let busier =
+            if stats[0].waited_nanos > stats[1].waited_nanos { &stats[0] } else { &stats[1] };
         let bytes = board.iter().map(|progress| progress.client.read + progress.server.read).sum();
         Measured {
             frames: monitor.frames,
@@ -406,7 +416,8 @@ impl<'a> Run<'a> {
     /// Jain's index of the rates, if all flows are downloads of the same size that begin at once.
     fn jain(&self) -> Option<f64> {
         let first = self.scenario.flows.first()?;
-        let alike = |flow: &Flow| (flow.up, flow.down, flow.ending) == (first.up, first.down, first.ending);
+        let alike =
+            |flow: &Flow| (flow.up, flow.down, flow.ending) == (first.up, first.down, first.ending);
         if self.scenario.flows.len() < 2 || first.up > 0 || !self.scenario.flows.iter().all(alike) {
             return None;
         }
@@ -446,7 +457,7 @@ impl<'a> Run<'a> {
             // that of the other side may have come before.
             let waited = self.world.now().nanos_since(self.done_at);
             let least = self.scenario.client.time_wait_us.min(self.scenario.server.time_wait_us);
-                hold!(
+            hold!(
                 waited + 1_000_000 >= 1000 * least,
                 "time-wait",
                 "all was over {:.3} s after the last application",
@@ -460,7 +471,9 @@ impl<'a> Run<'a> {
     fn clean_nanos(&self, measured: &Measured) -> u64 {
         let scenario = self.scenario;
         let link = &scenario.link;
-        let rtt = scenario.rtt_nanos() as f64 + link.a_to_b.jitter_nanos as f64 + link.b_to_a.jitter_nanos as f64;
+        let rtt = scenario.rtt_nanos() as f64
+            + link.a_to_b.jitter_nanos as f64
+            + link.b_to_a.jitter_nanos as f64;
         let stats = self.stats();
         let wire = |stats: &DirectionStats, bps: u64, overhead: u32| {
             8e9 * (stats.offered_bytes + stats.offered * u64::from(overhead)) as f64 / bps as f64
@@ -480,7 +493,8 @@ impl<'a> Run<'a> {
         let last_start = scenario.flows.iter().map(|flow| flow.start_us).max().unwrap_or(0);
         // Each time-out costs its time, and what was sent again is in `sending` already.
         let timeouts = measured.rto_fired as f64 * 3e9;
-        (1000 * last_start + 2_000_000_000).saturating_add((2.0 * sending + rounds * rtt + timeouts) as u64)
+        (1000 * last_start + 2_000_000_000)
+            .saturating_add((2.0 * sending + rounds * rtt + timeouts) as u64)
     }
 }
 

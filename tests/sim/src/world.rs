@@ -8,9 +8,7 @@ use std::rc::Rc;
 use millstream_buf::{Arena, ArenaConfig, ArenaStats, HugePages};
 use millstream_core::{Ipv4Config, Limits, Shard, ShardConfig, Stack};
 use millstream_link::{Link, RxBurst};
-use millstream_sim::{
-    Direction, DiskConfig, Flapper, Node, SimDisk, SimLink, Wire, pair, step,
-};
+use millstream_sim::{Direction, DiskConfig, Flapper, Node, SimDisk, SimLink, Wire, pair, step};
 use millstream_tcp::State;
 use millstream_timer::{Clock, Instant, VirtualClock};
 
@@ -171,14 +169,19 @@ impl World {
             disk,
             watch,
         };
-        world.client = world.boot(scenario, &scenario.client, CLIENT, a, &sim_disk(&world.clock, scenario.seed));
+        world.client = world.boot(
+            scenario,
+            &scenario.client,
+            CLIENT,
+            a,
+            &sim_disk(&world.clock, scenario.seed),
+        );
         world.server = world.boot(scenario, &scenario.server, SERVER, b, &world.disk);
         world.start_server(scenario);
         let stack = world.client_stack();
         for (number, flow) in scenario.flows.iter().enumerate() {
             let board = Rc::clone(&world.watch.board);
-            let task =
-                client(stack.clone(), SocketAddrV4::new(SERVER, PORT), number, *flow, board);
+            let task = client(stack.clone(), SocketAddrV4::new(SERVER, PORT), number, *flow, board);
             stack.spawn(task).expect("a task for each flow");
         }
         world
@@ -260,13 +263,8 @@ impl World {
 
     /// One step in time, up to `until`; `None` if nothing will happen before it.
     pub fn step(&mut self, until: Instant) -> Option<Instant> {
-        let mut nodes: [&mut dyn Node; 5] = [
-            &mut self.flapper,
-            &mut self.client,
-            &mut self.server,
-            &mut self.wire,
-            &mut self.disk,
-        ];
+        let mut nodes: [&mut dyn Node; 5] =
+            [&mut self.flapper, &mut self.client, &mut self.server, &mut self.wire, &mut self.disk];
         step(&self.clock, &mut nodes, until)
     }
 

@@ -19,7 +19,8 @@ mod scoreboard;
 mod tlp;
 mod undo;
 
-use millstream_wire::tcp::Flags;
+use millstream_timer::Instant;
+use millstream_wire::tcp::{Flags, SeqNumber};
 
 pub(crate) use ack::Before;
 pub(crate) use prr::Prr;
@@ -121,6 +122,15 @@ impl Tcb {
         }
     }
 
+    /// Sees to what the congestion controller wants to be told.
+    pub(crate) fn serve_controller(&mut self, env: &mut Env<'_>) {
+        let every = self.congestion.wants_every_ack() || self.congestion.wants_rate_samples();
+        self.facts.set(Facts::EVERY_ACK, every);
+        if every {
+            self.open_flight(env);
+        }
+    }
+
     /// Forgets all that is known about the flight.
     pub(crate) fn close_flight(&mut self, env: &mut Env<'_>) {
         if self.flight != NIL {
@@ -149,7 +159,17 @@ impl Tcb {
     /// Records that the numbers from `snd_nxt`, which was `snd_max`, up to `end` were sent for the
     /// first time, while others are in flight.
     #[inline(never)]
-    pub(crate) fn record_sent(&mut self, env: &mut Env<'_>, end: millstream_wire::tcp::SeqNumber) {
+    pub(crate) fn record_sent(&mut self, env: &mut Env<'_>, end: SeqNumber) {
+        self.record(env, end);
+        self.last_send_ticks = env.now_ticks();
+        // RFC 6298 section 5.1; and RFC 8985 section 7.2 for as long as nothing is lost: the time
+        // for a probe starts anew with what is sent.
+        if self.retransmit_at == Instant::FAR_FUTURE || !self.facts.contains(Facts::REPAIR) {
+            self.arm_retransmit(env);
+        }
+    }
+
+    fn record(&mut self, env: &mut Env<'_>, end: SeqNumber) {
         let (start, now_us) = (self.snd_nxt, env.now_us());
         if !self.open_flight(env) {
             self.sent_us = now_us;
