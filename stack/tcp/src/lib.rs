@@ -19,7 +19,7 @@
 //! | `recovery` | losses and their repair: SACK, RACK-TLP, PRR, undo |
 //! | `flight` | what is known about each segment in flight |
 //! | `rate` | how fast the network delivers |
-//! | `congestion` | how large the congestion window is, behind one trait: CUBIC, NewReno, DCTCP |
+//! | `congestion` | how large the congestion window is, behind one trait: CUBIC, NewReno, BBR, DCTCP |
 //! | `rtt` | RFC 6298 |
 //! | `send_queue`, `receive_queue`, `slab` | where slices wait |
 //! | `isn` | RFC 6528 |
@@ -55,7 +55,7 @@ mod transmit;
 pub use close::Unreachable;
 pub use config::{Config, KeepAlive};
 pub use congestion::{
-    Ack, Algorithm, Controller, Cubic, Dctcp, EcnUse, NewReno, RateSample, Signal,
+    Ack, Algorithm, Bbr, Controller, Cubic, Dctcp, EcnUse, NewReno, RateSample, Signal,
     UnknownAlgorithm, Window,
 };
 pub use isn::IsnGenerator;

@@ -11,19 +11,22 @@ pub enum Algorithm {
     Cubic,
     /// RFC 5681.
     NewReno,
+    /// draft-ietf-ccwg-bbr: for long paths that lose at random. Needs pacing.
+    Bbr,
     /// RFC 8257: for a network of one's own whose switches mark early.
     Dctcp,
 }
 
 impl Algorithm {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Cubic, Self::NewReno, Self::Dctcp];
+    pub const ALL: [Self; 4] = [Self::Cubic, Self::NewReno, Self::Bbr, Self::Dctcp];
 
     /// Its name in a profile.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Cubic => "cubic",
             Self::NewReno => "newreno",
+            Self::Bbr => "bbr",
             Self::Dctcp => "dctcp",
         }
     }
@@ -114,7 +117,7 @@ mod tests {
         assert!(told("DTCP").ends_with("did you mean `dctcp`?"));
         assert_eq!(
             told("westwood"),
-            "no congestion control is named `westwood`; known are cubic, newreno, dctcp"
+            "no congestion control is named `westwood`; known are cubic, newreno, bbr, dctcp"
         );
         assert!(told("").contains("known are"));
     }

@@ -5,6 +5,7 @@
 //! the connection is opened and never moves: the record of a connection pays eight bytes.
 
 mod algorithm;
+mod bbr;
 mod cubic;
 mod dctcp;
 mod hystart;
@@ -13,6 +14,7 @@ mod new_reno;
 mod sim;
 
 pub use algorithm::{Algorithm, UnknownAlgorithm};
+pub use bbr::Bbr;
 pub use cubic::Cubic;
 pub use dctcp::Dctcp;
 pub use new_reno::NewReno;
@@ -196,6 +198,7 @@ pub(crate) struct Congestion(Box<Kind>);
 enum Kind {
     Cubic(Cubic),
     NewReno(NewReno),
+    Bbr(Box<Bbr>),
     Dctcp(Dctcp),
 }
 
@@ -208,6 +211,7 @@ impl Congestion {
         Self(Box::new(match algorithm {
             Algorithm::Cubic => Kind::Cubic(Cubic::new(paced)),
             Algorithm::NewReno => Kind::NewReno(NewReno::new(paced)),
+            Algorithm::Bbr => Kind::Bbr(Box::default()),
             Algorithm::Dctcp => Kind::Dctcp(Dctcp::new(paced)),
         }))
     }
@@ -217,6 +221,7 @@ impl Congestion {
         match &*self.0 {
             Kind::Cubic(_) => Algorithm::Cubic,
             Kind::NewReno(_) => Algorithm::NewReno,
+            Kind::Bbr(_) => Algorithm::Bbr,
             Kind::Dctcp(_) => Algorithm::Dctcp,
         }
     }
@@ -228,6 +233,7 @@ macro_rules! dispatch {
         match $kind {
             Kind::Cubic(controller) => controller.$method($($argument),*),
             Kind::NewReno(controller) => controller.$method($($argument),*),
+            Kind::Bbr(controller) => controller.$method($($argument),*),
             Kind::Dctcp(controller) => controller.$method($($argument),*),
         }
     };

@@ -95,8 +95,12 @@ pub(super) struct Flow {
 }
 
 impl Flow {
-    fn flight(&self, mss: u32) -> u32 {
+    pub fn flight(&self, mss: u32) -> u32 {
         self.out.len() as u32 * mss
+    }
+
+    pub fn controller(&self) -> &Congestion {
+        &self.controller
     }
 }
 
@@ -191,8 +195,8 @@ impl Sim {
         self.now_ns / 1000
     }
 
-    /// Share of the link that a flow had since a moment, if it had nothing before it.
-    pub fn utilisation(&self, flow: usize, _since_us: u64) -> f64 {
+    /// Share of the link that a flow has had from the beginning.
+    pub fn utilisation(&self, flow: usize) -> f64 {
         let seconds = (self.now_ns - 1_000_000_000) as f64 / 1e9;
         self.flows[flow].delivered as f64 / seconds / f64::from(self.link.bytes_per_s)
     }
