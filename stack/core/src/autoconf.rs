@@ -141,6 +141,27 @@ impl Host {
             .any(|own| own.ip == ip && matches!(own.status, Status::Tentative { .. }))
     }
 
+    /// Whether `ip` is ours, or will be if nobody else has it.
+    pub fn is_or_will_be_ours(&self, ip: Ipv6Addr) -> bool {
+        self.is_ours(ip) || self.is_tentative(ip)
+    }
+
+    /// When the last address whose proof is under way may be ours; `None` if there is none.
+    pub fn tentative_until(&self) -> Option<Instant> {
+        let due = |own: &Address| match own.status {
+            Status::Tentative { due, probes_left } => {
+                Some(due.plus_nanos(u64::from(probes_left) * PROBE_NANOS))
+            }
+            Status::Valid | Status::Duplicate => None,
+        };
+        self.addresses.iter().filter_map(due).max()
+    }
+
+    /// Whether what routers announce is taken.
+    pub fn takes_advertisements(&self) -> bool {
+        self.slaac
+    }
+
     /// Whether packets to the group are for us (RFC 4291 section 2.8).
     pub fn listens_to(&self, group: Ipv6Addr) -> bool {
         group == ipv6::ALL_NODES

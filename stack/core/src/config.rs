@@ -92,6 +92,10 @@ impl Default for Limits {
 pub struct ShardConfig {
     /// Address and route.
     pub ipv4: Ipv4Config,
+    /// Addresses and route of IPv6; `None`: none is spoken.
+    pub ipv6: Option<Ipv6Config>,
+    /// The number of the VLAN (802.1Q) whose tag all frames have; `None`: they have no tag.
+    pub vlan: Option<u16>,
     /// Bounds.
     pub limits: Limits,
     /// TCP's parameters.
@@ -108,6 +112,8 @@ impl ShardConfig {
     pub fn new(ipv4: Ipv4Config) -> Self {
         Self {
             ipv4,
+            ipv6: None,
+            vlan: None,
             limits: Limits::default(),
             tcp: millstream_tcp::Config::default(),
             secret: random_secret(),

@@ -3,14 +3,17 @@
 //! Nothing here looks at a connection's state, so what an unwanted frame costs does not grow with
 //! the number of connections.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use millstream_link::{RxChecksum, RxFrame};
 use millstream_wire::checksum::checksum;
-use millstream_wire::{arp, ethernet, ipv4};
+use millstream_wire::ethernet::{EtherType, VLAN_TAG_LEN};
+use millstream_wire::{arp, ethernet, ipv4, ipv6};
 
+use crate::autoconf::Host;
 use crate::channel::Packet;
 use crate::config::Ipv4Config;
+use crate::demux6;
 use crate::flow::FlowKey;
 
 /// Who is to have a frame.
@@ -18,12 +21,12 @@ use crate::flow::FlowKey;
 pub(crate) enum Class {
     /// A TCP segment; the flow table knows whether it has a connection.
     Tcp(FlowKey),
+    /// A TCP segment over IPv6, whose flow the addresses in the packet tell.
+    TcpV6,
     /// A UDP packet to this port.
     Udp(u16),
-    /// The ICMP proxy.
-    Icmp,
-    /// The ARP proxy.
-    Arp,
+    /// The proxy: ARP, ICMP, fragments.
+    Proxy,
 }
 
 /// Why a frame has no receiver.
@@ -31,18 +34,23 @@ pub(crate) enum Class {
 pub(crate) enum Discard {
     Malformed,
     EtherType,
+    Vlan,
     NotForUs,
-    Fragment,
+    Options,
+    Extension,
     IpChecksum,
     L4Checksum,
     Protocol,
 }
 
 /// What classification compares with.
-#[derive(Clone, Copy)]
 pub(crate) struct Station {
     pub mac: [u8; 6],
     pub ipv4: Ipv4Config,
+    /// What is known of the IPv6 link, if IPv6 is configured.
+    pub ipv6: Option<Box<Host>>,
+    /// The VLAN (802.1Q) whose tag frames have.
+    pub vlan: Option<u16>,
     pub skip_checksums: bool,
     /// The first 16 bytes of a frame that is the usual case, as far as they are fixed: to us, IPv4,
     /// no IP options.
@@ -50,10 +58,19 @@ pub(crate) struct Station {
 }
 
 impl Station {
-    pub fn new(mac: [u8; 6], ipv4: Ipv4Config, skip_checksums: bool) -> Self {
+    pub fn new(
+        mac: [u8; 6],
+        ipv4: Ipv4Config,
+        ipv6: Option<Box<Host>>,
+        vlan: Option<u16>,
+        skip_checksums: bool,
+    ) -> Self {
         let [a, b, c, d, e, f] = mac;
-        let usual = [a, b, c, d, e, f, 0, 0, 0, 0, 0, 0, 8, 0, 0x45, 0];
-        Self { mac, ipv4, skip_checksums, usual: u128::from_ne_bytes(usual) }
+        // In a VLAN no frame without a tag is the usual case: the last byte is none that the mask
+        // lets through.
+        let none = u8::from(vlan.is_some());
+        let usual = [a, b, c, d, e, f, 0, 0, 0, 0, 0, 0, 8, 0, 0x45, none];
+        Self { mac, ipv4, ipv6, vlan, skip_checksums, usual: u128::from_ne_bytes(usual) }
     }
 }
 
@@ -61,6 +78,9 @@ impl Station {
 const USUAL_MASK: u128 = u128::from_ne_bytes([
     0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0,
 ]);
+
+/// The number of the VLAN in a tag's control word.
+const VLAN_MASK: u16 = 0x0fff;
 
 /// Bytes of Ethernet, IPv4 and TCP headers without options.
 const TCP_FRAME_MIN: usize = 54;
@@ -113,24 +133,36 @@ fn usual_segment(station: &Station, frame: &RxFrame) -> Option<(FlowKey, u16)> {
     (usual && sums).then(|| (FlowKey::from_headers(addresses, ports), end as u16))
 }
 
-const ETHERTYPE_IPV4: u16 = ethernet::EtherType::IPV4.0;
-const ETHERTYPE_ARP: u16 = ethernet::EtherType::ARP.0;
-
 /// Reads the headers of any frame.
 fn classify_any(station: &Station, frame: RxFrame) -> Result<(Class, Packet), Discard> {
     let bytes: &[u8] = &frame.buf;
-    if bytes.len() < ethernet::HEADER_LEN + 20 {
-        return Err(Discard::Malformed);
-    }
-    let mut mac = [0; 6];
-    mac.copy_from_slice(&bytes[..6]);
-    if mac != station.mac && mac[0] & 1 == 0 {
+    let Ok(header) = ethernet::Header::parse(bytes) else { return Err(Discard::Malformed) };
+    if header.dst.0 != station.mac && !header.dst.is_multicast() {
         return Err(Discard::NotForUs);
     }
-    let ip_offset = ethernet::HEADER_LEN;
-    match u16::from_be_bytes([bytes[12], bytes[13]]) {
-        ETHERTYPE_IPV4 => {}
-        ETHERTYPE_ARP => {
+    // 802.1Q: the number 0 is a priority without a VLAN.
+    let vlan = header.vlan.map(|control| control & VLAN_MASK).filter(|number| *number != 0);
+    if vlan != station.vlan || usize::from(header.len) > ethernet::HEADER_LEN + VLAN_TAG_LEN {
+        return Err(Discard::Vlan);
+    }
+    classify_ip(station, frame, header.ethertype, usize::from(header.len))
+}
+
+/// Reads the headers of what stands behind the Ethernet header of a frame.
+pub(crate) fn classify_ip(
+    station: &Station,
+    frame: RxFrame,
+    ethertype: EtherType,
+    ip_offset: usize,
+) -> Result<(Class, Packet), Discard> {
+    let bytes: &[u8] = &frame.buf;
+    if bytes.len() < ip_offset + ipv4::HEADER_LEN {
+        return Err(Discard::Malformed);
+    }
+    match ethertype {
+        EtherType::IPV4 => {}
+        EtherType::IPV6 => return demux6::classify(station, frame, ip_offset),
+        EtherType::ARP => {
             let end = bytes.len().min(ip_offset + arp::PACKET_LEN) as u16;
             let packet = Packet {
                 ip_offset: ip_offset as u16,
@@ -139,7 +171,7 @@ fn classify_any(station: &Station, frame: RxFrame) -> Result<(Class, Packet), Di
                 checksum_good: true,
                 frame: frame.buf,
             };
-            return Ok((Class::Arp, packet));
+            return Ok((Class::Proxy, packet));
         }
         _ => return Err(Discard::EtherType),
     }
@@ -156,13 +188,15 @@ fn classify_any(station: &Station, frame: RxFrame) -> Result<(Class, Packet), Di
         }
         _ => {}
     }
-    if ip.is_fragment() {
-        return Err(Discard::Fragment);
+    let options = ip.options(ip_bytes);
+    if !options.is_empty() && !ipv4::options_acceptable(options) {
+        return Err(Discard::Options);
     }
     let l4_offset = ip_offset + usize::from(ip.header_len);
     let end = ip_offset + usize::from(ip.total_len);
     let ports = bytes.get(l4_offset..l4_offset + 4);
     let class = match ip.protocol {
+        _ if ip.is_fragment() => Class::Proxy,
         ipv4::Protocol::TCP => {
             // RFC 9293 3.9.2.3: a segment to or from a broadcast address is no segment.
             if !to_us {
@@ -177,7 +211,7 @@ fn classify_any(station: &Station, frame: RxFrame) -> Result<(Class, Packet), Di
             let Some(ports) = ports else { return Err(Discard::Malformed) };
             Class::Udp(u16::from_be_bytes([ports[2], ports[3]]))
         }
-        ipv4::Protocol::ICMP if to_us => Class::Icmp,
+        ipv4::Protocol::ICMP if to_us => Class::Proxy,
         ipv4::Protocol::ICMP => return Err(Discard::NotForUs),
         _ => return Err(Discard::Protocol),
     };
@@ -218,6 +252,38 @@ impl Packet {
             }
             None => (Ipv4Addr::UNSPECIFIED, Ipv4Addr::UNSPECIFIED),
         }
+    }
+
+    /// Whether it is an IPv6 packet.
+    #[inline]
+    pub fn is_ipv6(&self) -> bool {
+        self.frame.get(usize::from(self.ip_offset)).is_some_and(|byte| byte >> 4 == 6)
+    }
+
+    /// The address fields of an IPv6 packet.
+    #[inline]
+    pub fn ipv6_pair(&self) -> Option<&[u8; 32]> {
+        self.frame.get(usize::from(self.ip_offset) + 8..)?.first_chunk()
+    }
+
+    /// Source and destination of the IP packet of either version.
+    pub fn addresses(&self) -> (IpAddr, IpAddr) {
+        match self.ipv6_pair() {
+            Some(pair) if self.is_ipv6() => {
+                let [src, dst] = ipv6::split_addresses(pair);
+                (src.into(), dst.into())
+            }
+            _ => {
+                let (src, dst) = self.ipv4_addresses();
+                (src.into(), dst.into())
+            }
+        }
+    }
+
+    /// The port fields of a packet of TCP or UDP.
+    #[inline]
+    pub fn ports(&self) -> Option<&[u8; 4]> {
+        self.l4().first_chunk()
     }
 
     /// The station that sent the frame.

@@ -1,6 +1,6 @@
 //! Who owns a segment: the table of exact flows.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::Ipv4Addr;
 
 /// The four-tuple of a connection, from our side, as it lies in the headers of what the peer sends:
 /// comparing and hashing it takes two words.
@@ -24,6 +24,34 @@ impl FlowKey {
     #[inline]
     pub fn from_headers(addresses: &[u8; 8], ports: &[u8; 4]) -> Self {
         Self { addresses: u64::from_ne_bytes(*addresses), ports: u32::from_ne_bytes(*ports) }
+    }
+
+    /// The key of an IPv6 flow, whose addresses are those of a numbered pair (see [`crate::pairs`]).
+    /// Our address of an IPv4 flow is never 0.0.0.0, so both kinds differ.
+    #[inline]
+    pub fn of_pair(pair: u32, ports: &[u8; 4]) -> Self {
+        let [a, b, c, d] = pair.to_ne_bytes();
+        Self::from_headers(&[a, b, c, d, 0, 0, 0, 0], ports)
+    }
+
+    /// The key of a flow between the same addresses.
+    pub fn with_ports(self, local: u16, remote: u16) -> Self {
+        let ([a, b], [c, d]) = (remote.to_be_bytes(), local.to_be_bytes());
+        Self { ports: u32::from_ne_bytes([a, b, c, d]), ..self }
+    }
+
+    /// Whether it is that of an IPv6 flow.
+    #[inline]
+    pub fn is_ipv6(&self) -> bool {
+        let [.., a, b, c, d] = self.addresses.to_ne_bytes();
+        u32::from_ne_bytes([a, b, c, d]) == 0
+    }
+
+    /// The number of the pair of addresses of an IPv6 flow.
+    #[inline]
+    pub fn pair(&self) -> Option<u32> {
+        let [a, b, c, d, ..] = self.addresses.to_ne_bytes();
+        self.is_ipv6().then(|| u32::from_ne_bytes([a, b, c, d]))
     }
 
     /// Both addresses as they lie in the IP header of what the peer sends.
@@ -68,16 +96,6 @@ impl FlowKey {
         let [.., a, b] = self.ports.to_ne_bytes();
         u16::from_be_bytes([a, b])
     }
-
-    /// Our address and port.
-    pub fn local_addr(&self) -> SocketAddrV4 {
-        SocketAddrV4::new(self.local(), self.local_port())
-    }
-
-    /// The peer's address and port.
-    pub fn remote_addr(&self) -> SocketAddrV4 {
-        SocketAddrV4::new(self.remote(), self.remote_port())
-    }
 }
 
 /// A keyed hash: whoever does not know the key cannot choose flows that collide.
@@ -97,6 +115,17 @@ impl FlowHasher {
         let (addresses, ports) = (key.addresses, u64::from(key.ports));
         let h = fold(addresses ^ self.keys[0], self.keys[1] ^ ports.rotate_left(32));
         let h = fold(h ^ ports, self.keys[2]);
+        (h ^ (h >> 32)) as u32
+    }
+
+    /// As [`Self::hash`], of two IPv6 addresses.
+    #[inline]
+    pub fn hash_pair(&self, bytes: &[u8; 32]) -> u32 {
+        let (words, _) = bytes.as_chunks::<8>();
+        let h = words.iter().fold(self.keys[2], |h, word| {
+            fold(h ^ u64::from_ne_bytes(*word) ^ self.keys[0], self.keys[1] ^ h.rotate_left(32))
+        });
+        let h = fold(h, self.keys[2]);
         (h ^ (h >> 32)) as u32
     }
 }
@@ -234,8 +263,11 @@ mod tests {
     fn a_key_gives_back_what_it_was_made_of() {
         let (ours, theirs) = (Ipv4Addr::new(198, 18, 0, 1), Ipv4Addr::new(192, 0, 2, 9));
         let key = FlowKey::new(ours, 80, theirs, 40_000);
-        assert_eq!(key.local_addr(), SocketAddrV4::new(ours, 80));
-        assert_eq!(key.remote_addr(), SocketAddrV4::new(theirs, 40_000));
+        assert_eq!((key.local(), key.local_port()), (ours, 80));
+        assert_eq!((key.remote(), key.remote_port()), (theirs, 40_000));
+        assert!(!key.is_ipv6() && key.pair().is_none());
+        let key = FlowKey::of_pair(77, &[0; 4]).with_ports(80, 40_000);
+        assert_eq!((key.pair(), key.local_port(), key.remote_port()), (Some(77), 80, 40_000));
         assert_eq!(size_of::<FlowKey>(), 12);
     }
 

@@ -12,23 +12,26 @@
 
 #![forbid(unsafe_code)]
 
-#[cfg_attr(not(test), expect(dead_code))]
 mod autoconf;
 mod channel;
 mod config;
 mod conn;
 mod demux;
+mod demux6;
 mod executor;
 mod flow;
+mod fragments;
+mod ipv6;
+mod keys;
 mod listener;
 mod metrics;
-#[cfg_attr(not(test), expect(dead_code))]
 mod neighbor;
 mod output;
-#[cfg_attr(not(test), expect(dead_code))]
+mod output6;
+mod pairs;
+mod path;
 mod pmtu;
 mod proxy;
-#[cfg_attr(not(test), expect(dead_code))]
 mod reassembly;
 mod segment;
 mod shard;

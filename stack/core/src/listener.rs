@@ -1,7 +1,7 @@
 //! Listeners: opening connections that peers ask for, and handing them to the application.
 
 use std::collections::VecDeque;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::task::Waker;
 
 use millstream_tcp::{Events, Tcb, reset_reply};
@@ -14,7 +14,8 @@ use crate::state::{State, env};
 
 /// A port that takes connections.
 pub(crate) struct Listener {
-    pub address: SocketAddrV4,
+    /// With an unspecified address of IPv6 both versions are meant.
+    pub address: SocketAddr,
     pub backlog: usize,
     /// Connections whose handshake is under way.
     pub half_open: usize,
@@ -33,8 +34,8 @@ pub enum ListenError {
     #[error("port {0} is already in use on this shard; choose another")]
     InUse(u16),
     /// The address is not this station's.
-    #[error("{0} is not this station's address; listen on 0.0.0.0 or on {1}")]
-    NotOurs(Ipv4Addr, Ipv4Addr),
+    #[error("{0} is not this station's address; listen on 0.0.0.0, on [::] or on {1}")]
+    NotOurs(IpAddr, IpAddr),
     /// Port 0.
     #[error("a listener needs a port other than 0")]
     NoPort,
@@ -43,11 +44,28 @@ pub enum ListenError {
     TooMany,
 }
 
+impl Listener {
+    /// Whether a segment to its port is for it.
+    pub fn takes(&self, packet: &Packet) -> bool {
+        match self.address.ip() {
+            IpAddr::V4(_) => !packet.is_ipv6(),
+            IpAddr::V6(ip) => ip.is_unspecified() || packet.addresses().1 == IpAddr::V6(ip),
+        }
+    }
+}
+
 impl State {
-    pub fn listen(&mut self, address: SocketAddrV4, backlog: usize) -> Result<u16, ListenError> {
+    pub fn listen(&mut self, address: SocketAddr, backlog: usize) -> Result<u16, ListenError> {
         let ours = self.station.ipv4.address;
-        if !address.ip().is_unspecified() && *address.ip() != ours {
-            return Err(ListenError::NotOurs(*address.ip(), ours));
+        let is_ours = match address.ip() {
+            IpAddr::V4(ip) => ip.is_unspecified() || ip == ours,
+            IpAddr::V6(ip) => {
+                let host = self.station.ipv6.as_deref();
+                host.is_some_and(|host| ip.is_unspecified() || host.is_or_will_be_ours(ip))
+            }
+        };
+        if !is_ours {
+            return Err(ListenError::NotOurs(address.ip(), ours.into()));
         }
         let port = address.port();
         if port == 0 {
@@ -66,7 +84,10 @@ impl State {
         };
         let backlog = backlog.max(1);
         self.listeners[number] = Some(Listener {
-            address: SocketAddrV4::new(ours, port),
+            address: match address {
+                SocketAddr::V4(_) => SocketAddr::new(ours.into(), port),
+                SocketAddr::V6(_) => address,
+            },
             backlog,
             half_open: 0,
             half_open_order: VecDeque::with_capacity(2 * backlog),
@@ -128,24 +149,30 @@ impl State {
         if !self.check_segment(&packet) {
             return;
         }
-        let (src, dst) = packet.ipv4_addresses();
+        let Some(key) = self.hold_key(&packet) else {
+            self.rx.drop_connections_exhausted += 1;
+            return;
+        };
+        self.listener_input_of(number, packet, &key);
+        self.release_key(&key);
+    }
+
+    fn listener_input_of(&mut self, number: u32, packet: Packet, key: &FlowKey) {
         let Ok((header, header_len)) = Header::parse(packet.l4()) else {
             self.rx.drop_malformed += 1;
             return;
         };
-        let key = FlowKey::new(dst, header.dst_port, src, header.src_port);
         // An earlier packet of the same burst may have opened the connection.
-        let conns = &self.conns;
-        if let Some(conn) = self.flows.find(&key, |n| conns.get(n).is_some_and(|c| c.key == key)) {
-            self.receive_tcp(&key, packet);
+        if let Some(conn) = self.find_conn(key) {
+            self.receive_tcp(key, packet);
             return self.serve_conn(conn);
         }
         let opens = header.flags.contains(Flags::SYN)
             && !header.flags.intersects(Flags::ACK | Flags::RST | Flags::FIN);
         if !opens {
-            return self.refuse(&packet, &header, header_len, &key);
+            return self.refuse(&packet, &header, header_len, key);
         }
-        self.open_passively(number, &packet, &header, &key);
+        self.open_passively(number, &packet, &header, key);
     }
 
     /// A SYN opens a connection, if there is room.
@@ -156,8 +183,7 @@ impl State {
         header: &Header<'_>,
         key: &FlowKey,
     ) {
-        let src = key.remote();
-        if src.is_unspecified() || src.is_multicast() || src.is_broadcast() {
+        if !self.remote_is_unicast(key) {
             self.rx.drop_stray += 1;
             return;
         }
@@ -174,13 +200,14 @@ impl State {
             return;
         }
         let (isn, ts_offset) = self.isn_for(key);
-        let mss = self.mss();
+        let mss = self.mss(key);
         let tcb = Tcb::passive_open(&mut env!(self), isn, ts_offset, mss, header);
         let mac = packet.source_mac();
         let Some(id) = self.conns.insert(*key, tcb) else {
             self.rx.drop_connections_exhausted += 1;
             return;
         };
+        self.retain_key(key);
         if let Some(conn) = self.conns.named_mut(id) {
             conn.listener = number;
             // The answer goes to the station that asked, so serving needs no ARP.

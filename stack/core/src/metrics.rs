@@ -19,7 +19,7 @@ counters! {
     /// Where received frames went. `frames_in` is the sum of all others at any time between two
     /// turns, with the frames that still wait in channels (`frames_waiting`).
     pub struct RxMetrics {
-        /// Frames that the link gave us.
+        /// Frames that the link gave us, and packets put together from fragments.
         frames_in,
         /// Handed to TCP of a connection.
         delivered_tcp,
@@ -37,17 +37,29 @@ counters! {
         frames_waiting,
         /// Too short for its headers, or lengths that contradict each other.
         drop_malformed,
-        /// Neither IPv4 nor ARP.
+        /// Fragments kept until their packet is whole.
+        fragments_kept,
+        /// Neither IPv4 nor ARP, nor IPv6 if that is configured.
         drop_ethertype,
+        /// In another VLAN than ours, or in one where we are in none.
+        drop_vlan,
         /// Sent to another station.
         drop_not_for_us,
-        /// Fragments of IP packets.
-        drop_fragment,
+        /// Fragments that overlap, or whose packet had some that did (RFC 5722).
+        drop_fragment_overlap,
+        /// Fragments of packets longer than we put together.
+        drop_fragment_too_long,
+        /// Fragments for which no buffer was free, or in too many pieces.
+        drop_fragment_no_room,
+        /// IP options that are refused: source routes, or such that do not fit.
+        drop_ip_options,
+        /// IPv6 extension headers that are refused.
+        drop_extension,
         /// IPv4 header checksum wrong.
         drop_ip_checksum,
         /// TCP, UDP or ICMP checksum wrong.
         drop_l4_checksum,
-        /// Neither TCP, UDP nor ICMP.
+        /// Neither TCP, UDP nor ICMP of the packet's version of IP.
         drop_protocol,
         /// The connection's channel was full.
         drop_connection_channel_full,
@@ -101,6 +113,16 @@ counters! {
         tcp_segments_out,
         /// Resets sent for segments to no connection.
         resets_out,
+        /// Packets put together from fragments.
+        reassembled,
+        /// Packets whose fragments did not all come in time.
+        reassembly_timeouts,
+        /// Packets whose fragments made way for newer ones.
+        reassembly_evicted,
+        /// Times that a router's word lowered the MTU of a path.
+        path_mtu_lowered,
+        /// IPv6 addresses that were not taken because another station has them.
+        duplicate_addresses,
         /// ARP, ICMP and UDP packets handed to the link.
         other_packets_out,
         /// ARP, ICMP and UDP packets that found no room to wait in.

@@ -1,6 +1,6 @@
 //! Packets out: TCP's segments, and the few that are not TCP's.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use arrayvec::ArrayVec;
 use millstream_buf::IoBuf;
@@ -8,14 +8,16 @@ use millstream_link::{HEADER_MAX, Link, TxError, TxFrame, TxOffload};
 use millstream_tcp::Segment;
 use millstream_timer::Instant;
 use millstream_wire::checksum::{Sum, fold_words};
-use millstream_wire::ethernet::{self, Address, EtherType};
+use millstream_wire::ethernet::{self, Address, EtherType, VLAN_TAG_LEN};
 use millstream_wire::ipv4;
 use millstream_wire::tcp;
 
+use crate::autoconf::Host;
 use crate::conn::{ConnId, Facts};
 use crate::flow::FlowKey;
-use crate::neighbor::Lookup;
-use crate::state::{State, TOKEN_NEIGHBOR, env};
+use crate::neighbor::{Lookup, Solicit};
+use crate::output6;
+use crate::state::{State, TOKEN_LINK, env};
 
 /// Packets other than TCP's that wait at most.
 pub(crate) const RAW_MAX: usize = 512;
@@ -36,7 +38,7 @@ pub(crate) enum Via {
     /// To this station.
     Station([u8; 6]),
     /// To the neighbour with this address, which is yet to be asked for its own.
-    Neighbor(Ipv4Addr),
+    Neighbor(IpAddr),
 }
 
 /// How it goes on after [`State::transmit_segment`].
@@ -111,8 +113,19 @@ impl State {
             let in_place = lent.is_some();
             let header = lent.unwrap_or(&mut self.header);
             let (mac, key) = (conn.peer_mac, &conn.key);
-            let (len, offload) =
-                build_segment(header, self.station.mac, mac, key, &self.segment, self.checksums);
+            let (mut len, mut offload) = if key.is_ipv6() {
+                let Some(pair) = self.pairs.of(key) else { return Next::Done };
+                let host = self.station.ipv6.as_deref();
+                let stations = (self.station.mac, mac);
+                let hops = host.map_or(TTL, |host| host.hop_limit);
+                let segment = &self.segment;
+                output6::build_segment(header, stations, pair, key, hops, segment, self.checksums)
+            } else {
+                build_segment(header, self.station.mac, mac, key, &self.segment, self.checksums)
+            };
+            if let Some(vlan) = self.station.vlan {
+                len += add_tag(header, len, vlan, &mut offload);
+            }
             let payload = self.segment.payload.as_slice();
             let sent = if in_place {
                 link.tx_lent(len, payload, offload)
@@ -144,8 +157,15 @@ impl State {
     // ---- Packets that are not a connection's -----------------------------------------------
 
     /// Queues a packet; counts it if there is no room.
-    pub fn send_raw(&mut self, frame: RawFrame) {
+    pub fn send_raw(&mut self, mut frame: RawFrame) {
         if self.raw.len() < RAW_MAX {
+            if let Some(vlan) = self.station.vlan {
+                let len = frame.header.len();
+                // All headers leave room for a tag.
+                if frame.header.try_extend_from_slice(&[0; VLAN_TAG_LEN]).is_ok() {
+                    add_tag(&mut frame.header, len, vlan, &mut frame.offload);
+                }
+            }
             self.raw.push_back(frame);
         } else {
             self.metrics.drop_other_out += 1;
@@ -166,7 +186,7 @@ impl State {
         if destination.is_broadcast() || self.station.ipv4.broadcast() == Some(destination) {
             return Some(Via::Station([0xff; 6]));
         }
-        self.station.ipv4.next_hop(destination).map(Via::Neighbor)
+        self.station.ipv4.next_hop(destination).map(|ip| Via::Neighbor(ip.into()))
     }
 
     fn transmit_raw<L: Link>(&mut self, link: &mut L) {
@@ -205,8 +225,14 @@ impl State {
     pub fn send_reset(&mut self, key: &FlowKey, mac: [u8; 6], reply: &Segment) {
         let mut bytes = [0; HEADER_MAX];
         let checksums = Checksums { skip: self.checksums.skip, ..Checksums::default() };
-        let (len, offload) =
-            build_segment(&mut bytes, self.station.mac, mac, key, reply, checksums);
+        let stations = (self.station.mac, mac);
+        let (len, offload) = match self.pairs.of(key) {
+            Some(pair) => {
+                let hops = self.hop_limit_v6();
+                output6::build_segment(&mut bytes, stations, pair, key, hops, reply, checksums)
+            }
+            None => build_segment(&mut bytes, self.station.mac, mac, key, reply, checksums),
+        };
         let mut header = ArrayVec::from(bytes);
         header.truncate(len);
         self.metrics.resets_out += 1;
@@ -217,24 +243,41 @@ impl State {
     // ---- Link addresses --------------------------------------------------------------------
 
     /// The link address of a neighbour. `None`: it has been asked; an error: it does not answer.
-    pub fn resolve(&mut self, ip: Ipv4Addr) -> Option<Result<[u8; 6], ()>> {
-        match self.neighbors.lookup(ip.into(), self.now) {
+    pub fn resolve(&mut self, ip: IpAddr) -> Option<Result<[u8; 6], ()>> {
+        match self.neighbors.lookup(ip, self.now) {
             Lookup::Known(mac) => {
-                self.rearm_neighbors();
+                self.rearm_link_timer();
                 return Some(Ok(mac));
             }
             Lookup::Unreachable => return Some(Err(())),
-            Lookup::Ask => self.send_arp_request(ip),
+            Lookup::Ask => self.solicit(Solicit { ip, station: None }),
             Lookup::Wait => {}
         }
-        self.rearm_neighbors();
+        self.rearm_link_timer();
         None
     }
 
-    /// Sees to it that questions to neighbours are repeated when they are due.
-    fn rearm_neighbors(&mut self) {
-        if self.neighbor_timer.is_none() {
-            self.neighbor_timer = self.wheel.insert(self.neighbors.next_deadline(), TOKEN_NEIGHBOR);
+    /// Sees to it that what is due for neighbours, addresses and fragments is done.
+    pub fn rearm_link_timer(&mut self) {
+        let host = self.station.ipv6.as_deref();
+        let at = self
+            .neighbors
+            .next_deadline()
+            .min(self.reassembly.next_deadline())
+            .min(host.map_or(Instant::FAR_FUTURE, Host::next_deadline));
+        if at < self.link_timer_at {
+            if let Some(timer) = self.link_timer.take() {
+                self.wheel.cancel(timer);
+            }
+            self.link_timer = self.wheel.insert(at, TOKEN_LINK);
+            self.link_timer_at = at;
+        }
+    }
+
+    fn solicit(&mut self, solicit: Solicit) {
+        match solicit.ip {
+            IpAddr::V4(ip) => self.send_arp_request(ip, solicit.station),
+            IpAddr::V6(ip) => self.solicit_neighbor(ip, solicit.station),
         }
     }
 
@@ -243,7 +286,11 @@ impl State {
         let Some(conn) = self.conns.get(number) else { return };
         let id = ConnId { number, generation: conn.generation };
         let waits = conn.facts.contains(Facts::AWAITS_NEIGHBOR);
-        let found = match self.station.ipv4.next_hop(conn.key.remote()) {
+        let next_hop = match self.pairs.addresses(&conn.key) {
+            Some((_, remote)) => self.next_hop_v6(remote),
+            None => self.station.ipv4.next_hop(conn.key.remote()).map(IpAddr::V4),
+        };
+        let found = match next_hop {
             Some(next_hop) => self.resolve(next_hop),
             None => Some(Err(())),
         };
@@ -279,17 +326,31 @@ impl State {
         }
     }
 
-    pub fn fire_neighbor_timer(&mut self) {
-        self.neighbor_timer = None;
-        self.neighbor_timer_at = Instant::FAR_FUTURE;
+    pub fn fire_link_timer(&mut self) {
+        self.link_timer = None;
+        self.link_timer_at = Instant::FAR_FUTURE;
         while let Some(solicit) = self.neighbors.poll(self.now) {
-            if let std::net::IpAddr::V4(ip) = solicit.ip {
-                self.send_arp_request(ip);
-            }
+            self.solicit(solicit);
         }
-        self.rearm_neighbors();
+        self.poll_host();
+        self.expire_fragments();
+        self.rearm_link_timer();
         self.neighbor_changed();
     }
+}
+
+/// Puts an 802.1Q tag into the headers of a frame, which are `len` bytes of a longer run. Returns its
+/// length.
+#[cold]
+fn add_tag(header: &mut [u8], len: usize, vlan: u16, offload: &mut TxOffload) -> usize {
+    let at = ethernet::HEADER_LEN - 2;
+    header.copy_within(at..len, at + VLAN_TAG_LEN);
+    header[at..at + 2].copy_from_slice(&EtherType::VLAN.0.to_be_bytes());
+    header[at + 2..at + VLAN_TAG_LEN].copy_from_slice(&vlan.to_be_bytes());
+    if offload.l2_len != 0 {
+        offload.l2_len += VLAN_TAG_LEN as u8;
+    }
+    VLAN_TAG_LEN
 }
 
 /// Who computes a segment's checksums.
@@ -396,7 +457,7 @@ fn put_words(header: &mut [u8; HEADER_MAX], at: usize, words: [u32; 5]) {
 /// Length of a payload, and its sum if that is wanted. Not inlined: what it takes to sum runs of any
 /// length would crowd the headers out of the registers.
 #[inline(never)]
-fn sum_payload(slices: &[IoBuf], wanted: bool) -> (usize, Sum) {
+pub(crate) fn sum_payload(slices: &[IoBuf], wanted: bool) -> (usize, Sum) {
     let (mut len, mut sum) = (0, Sum::new());
     for slice in slices {
         len += slice.len();

@@ -55,11 +55,6 @@ impl PathMtus {
             }
         }
     }
-
-    /// A larger packet has passed: what is known is out of date.
-    pub fn raise(&mut self, destination: IpAddr, mtu: u16) {
-        self.paths.retain(|path| path.destination != destination || path.mtu >= mtu);
-    }
 }
 
 /// The MTU that a router means which refused a packet of `packet_len` bytes and announced
@@ -103,8 +98,7 @@ mod tests {
         assert_eq!(paths.get(V6, at(602)), None);
         assert_eq!(paths.get(V4, at(2)), None);
         paths.lower(V4, 1400, at(3));
-        paths.raise(V4, 1450);
-        assert_eq!(paths.get(V4, at(3)), None);
+        assert_eq!(paths.get(V4, at(3)), Some(1400));
     }
 
     #[test]

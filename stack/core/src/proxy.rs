@@ -5,16 +5,14 @@
 use std::net::Ipv4Addr;
 
 use millstream_link::TxOffload;
-use millstream_tcp::Unreachable;
 use millstream_wire::ethernet::{Address, EtherType};
-use millstream_wire::tcp::{Header, SeqNumber};
+use millstream_wire::tcp::Header;
 use millstream_wire::{arp, icmpv4, ipv4};
 
 use crate::channel::{Channel, Packet};
-use crate::flow::FlowKey;
 use crate::neighbor::Evidence;
 use crate::output::{RawFrame, Via};
-use crate::state::{State, env};
+use crate::state::State;
 
 /// ICMP messages sent in a second at most (RFC 1812 section 4.3.2.8 asks for a limit).
 const ICMP_A_SECOND: u32 = 1000;
@@ -24,21 +22,31 @@ const WAIT_NANOS: u64 = 1_000_000_000;
 
 impl State {
     pub fn serve_proxy(&mut self) {
-        let mut channel = std::mem::take(&mut self.proxy);
-        while let Some(packet) = self.channels.pop(&mut channel) {
+        // What fragments make may join the channel meanwhile.
+        while let Some(packet) = self.channels.pop(&mut self.proxy) {
             let is_arp = packet.ip_offset == packet.l4_offset;
             if is_arp {
                 self.arp_input(&packet);
-            } else if packet.ip().get(9) == Some(&ipv4::Protocol::TCP.0) {
-                self.stray_segment(&packet);
+            } else if packet.is_ipv6() {
+                self.ipv6_input(packet);
             } else {
-                self.icmp_input(packet);
+                self.ipv4_input(packet);
             }
         }
         self.proxy = Channel::default();
     }
 
-    fn stray_segment(&mut self, packet: &Packet) {
+    fn ipv4_input(&mut self, packet: Packet) {
+        match ipv4::Header::parse(packet.ip()) {
+            Ok(header) if header.is_fragment() => self.fragment_v4(&packet),
+            Ok(header) if header.protocol == ipv4::Protocol::TCP => self.stray_segment(&packet),
+            Ok(_) => self.icmp_input(packet),
+            Err(_) => self.rx.drop_malformed += 1,
+        }
+    }
+
+    /// Answers a segment to a port where nobody is.
+    pub fn stray_segment(&mut self, packet: &Packet) {
         if !self.check_segment(packet) {
             return;
         }
@@ -46,13 +54,16 @@ impl State {
             self.rx.drop_malformed += 1;
             return;
         };
-        let (remote, local) = packet.ipv4_addresses();
-        if remote.is_unspecified() || remote.is_multicast() || remote.is_broadcast() {
+        let Some(key) = self.hold_key(packet) else {
             self.rx.drop_stray += 1;
             return;
+        };
+        if self.remote_is_unicast(&key) {
+            self.refuse(packet, &header, header_len, &key);
+        } else {
+            self.rx.drop_stray += 1;
         }
-        let key = FlowKey::new(local, header.dst_port, remote, header.src_port);
-        self.refuse(packet, &header, header_len, &key);
+        self.release_key(&key);
     }
 
     // ---- ARP -------------------------------------------------------------------------------
@@ -73,6 +84,7 @@ impl State {
         let learned = usable
             && self.neighbors.learn(arp.sender_ip.into(), arp.sender_mac.0, evidence, self.now);
         if learned {
+            self.rearm_link_timer();
             self.neighbor_changed();
         }
         if asked_us {
@@ -92,7 +104,9 @@ impl State {
         }
     }
 
-    pub fn send_arp_request(&mut self, ip: Ipv4Addr) {
+    /// Asks for a neighbour's address: everybody, or the station that is believed to have it (RFC
+    /// 1122 2.3.2.1).
+    pub fn send_arp_request(&mut self, ip: Ipv4Addr, station: Option<[u8; 6]>) {
         let request = arp::Repr {
             operation: arp::Operation::Request,
             sender_mac: Address(self.station.mac),
@@ -100,7 +114,7 @@ impl State {
             target_mac: Address::UNSPECIFIED,
             target_ip: ip,
         };
-        self.send_arp(&request, Via::Station([0xff; 6]));
+        self.send_arp(&request, Via::Station(station.unwrap_or([0xff; 6])));
     }
 
     fn send_arp(&mut self, arp: &arp::Repr, via: Via) {
@@ -132,13 +146,21 @@ impl State {
                 let data = packet.frame.slice(start..usize::from(packet.end));
                 self.echo_reply(remote, packet.source_mac(), ident, seq, data)
             }
-            icmpv4::Message::Unreachable { code, .. } => {
-                // RFC 1122 4.2.3.9: protocol and port unreachable are hard errors; those about
-                // fragmentation are path MTU discovery's; all others are soft.
-                let hard = code == icmpv4::CODE_PORT || code == icmpv4::CODE_PROTOCOL;
-                code != icmpv4::CODE_TOO_BIG && self.flow_unreachable(&message, hard)
+            icmpv4::Message::Unreachable { code: icmpv4::CODE_TOO_BIG, next_hop_mtu, .. } => {
+                match self.quoted_flow_v4(&message) {
+                    Some((key, seq, len)) => {
+                        self.packet_too_big(&key, seq, next_hop_mtu.into(), Some(len))
+                    }
+                    None => false,
+                }
             }
-            icmpv4::Message::TimeExceeded { .. } => self.flow_unreachable(&message, false),
+            icmpv4::Message::Unreachable { code, .. } => {
+                // RFC 1122 4.2.3.9: protocol and port unreachable are hard errors; all others but
+                // those about fragmentation are soft.
+                let hard = code == icmpv4::CODE_PORT || code == icmpv4::CODE_PROTOCOL;
+                self.flow_unreachable_v4(&message, hard)
+            }
+            icmpv4::Message::TimeExceeded { .. } => self.flow_unreachable_v4(&message, false),
             _ => false,
         };
         if used {
@@ -148,22 +170,11 @@ impl State {
         }
     }
 
-    /// Tells a connection that a packet of its was not delivered.
-    fn flow_unreachable(&mut self, message: &icmpv4::Message<'_>, hard: bool) -> bool {
-        let Some(quote) = message.quote() else { return false };
-        if quote.header.protocol != ipv4::Protocol::TCP {
-            return false;
+    fn flow_unreachable_v4(&mut self, message: &icmpv4::Message<'_>, hard: bool) -> bool {
+        match self.quoted_flow_v4(message) {
+            Some((key, seq, _)) => self.flow_unreachable(&key, seq, hard),
+            None => false,
         }
-        let key = FlowKey::new(quote.src(), quote.src_port(), quote.dst(), quote.dst_port());
-        let conns = &self.conns;
-        let found = self.flows.find(&key, |n| conns.get(n).is_some_and(|c| c.key == key));
-        let Some(number) = found else { return false };
-        let Some(conn) = self.conns.get_mut(number) else { return false };
-        let seq = SeqNumber(quote.tcp_seq());
-        let kind = if hard { Unreachable::Hard } else { Unreachable::Soft };
-        let events = conn.tcb.icmp_unreachable(&mut env!(self), seq, kind);
-        self.after_events(number, events);
-        true
     }
 
     fn echo_reply(
@@ -197,6 +208,9 @@ impl State {
 
     /// Tells the sender of a UDP packet that nobody has its port (RFC 1122 section 4.1.3.1).
     pub fn send_port_unreachable(&mut self, packet: &Packet) {
+        if packet.is_ipv6() {
+            return self.send_port_unreachable_v6(packet);
+        }
         let (remote, local) = packet.ipv4_addresses();
         let unicast = local == self.station.ipv4.address
             && !remote.is_unspecified()
@@ -249,7 +263,8 @@ impl State {
         self.now.plus_nanos(WAIT_NANOS)
     }
 
-    fn take_icmp_credit(&mut self) -> bool {
+    /// Whether one more ICMP message may be sent in this second.
+    pub fn take_icmp_credit(&mut self) -> bool {
         let second = self.now.as_micros() / 1_000_000;
         if second != self.icmp_second {
             self.icmp_second = second;

@@ -78,8 +78,9 @@ pub(crate) enum Taken {
     Dropped(PartDrop),
 }
 
-/// Bytes of an expired packet's first fragment that an error can quote.
-pub(crate) const QUOTE_LEN: usize = 48;
+/// Bytes of an expired packet's first fragment that an error can quote: of IPv6 its two headers and
+/// the ports behind them.
+pub(crate) const QUOTE_LEN: usize = 56;
 
 /// A packet that did not become whole in time.
 #[derive(Clone, Debug, PartialEq, Eq)]

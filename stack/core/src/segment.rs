@@ -28,7 +28,7 @@ macro_rules! input_packet {
         'packet: {
             let (conn, packet): (&mut Conn, &Packet) = ($conn, $packet);
             let l4 = packet.l4();
-            if !packet.checksum_good && !sums_up(conn.key.addresses(), l4) {
+            if !packet.checksum_good && !segment_sums_up(&conn.key, packet) {
                 $state.rx.drop_l4_checksum += 1;
                 break 'packet Taken::Events(Events::empty());
             }
@@ -140,9 +140,12 @@ impl State {
         if packet.checksum_good {
             return true;
         }
-        let (src, dst) = packet.ipv4_addresses();
-        let key = FlowKey::new(dst, 0, src, 0);
-        let good = sums_up(key.addresses(), packet.l4());
+        let good = if packet.is_ipv6() {
+            sums_up_v6(packet)
+        } else {
+            let (src, dst) = packet.ipv4_addresses();
+            sums_up(FlowKey::new(dst, 0, src, 0).addresses(), packet.l4())
+        };
         if !good {
             self.rx.drop_l4_checksum += 1;
         }
@@ -154,24 +157,39 @@ impl State {
     fn reopen(&mut self, number: u32, packet: &Packet) {
         let Ok((header, header_len)) = Header::parse(packet.l4()) else { return };
         let Some(key) = self.conns.get(number).map(|conn| conn.key) else { return };
+        self.retain_key(&key);
         self.conn_closed(number);
         let listener = self.listener_ports[usize::from(key.local_port())];
         match listener.checked_sub(1) {
             Some(listener) => self.open_passively(u32::from(listener), packet, &header, &key),
             None => self.refuse(packet, &header, header_len, &key),
         }
+        self.release_key(&key);
     }
 
     /// Initial sequence number and timestamp offset of a new connection (RFC 6528, RFC 7323 5.4).
     pub fn isn_for(&self, key: &FlowKey) -> (SeqNumber, u32) {
-        let (local, remote) = (key.local_addr().into(), key.remote_addr().into());
+        let (local, remote) = self.endpoints(key);
         (self.isn.isn(self.now, local, remote), self.isn.ts_offset(local, remote))
     }
+}
 
-    /// Payload that fits the link (RFC 9293 section 3.7.1: options are not counted).
-    pub fn mss(&self) -> u16 {
-        self.capabilities.mtu.saturating_sub(40).max(64)
-    }
+/// Whether the checksum of a segment of a connection is right.
+#[inline]
+fn segment_sums_up(key: &FlowKey, packet: &Packet) -> bool {
+    if key.is_ipv6() { sums_up_v6(packet) } else { sums_up(key.addresses(), packet.l4()) }
+}
+
+/// Whether the checksum of a segment over IPv6 is right.
+#[inline(never)]
+fn sums_up_v6(packet: &Packet) -> bool {
+    let Some(pair) = packet.ipv6_pair() else { return false };
+    let mut sum = Sum::new();
+    sum.add_bytes(pair);
+    sum.add_u32(packet.l4().len() as u32);
+    sum.add_u32(u32::from(Protocol::TCP.0));
+    sum.add_bytes(packet.l4());
+    sum.finish() == 0
 }
 
 /// Whether the checksum of a segment between two addresses, as they lie in the IP header, is right.

@@ -2,7 +2,7 @@
 
 use std::cell::{RefCell, RefMut};
 use std::future::{Future, poll_fn};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -13,7 +13,7 @@ use millstream_disk::DiskStats;
 use millstream_tcp::{Tcb, TcpStats};
 use millstream_timer::Instant;
 
-use crate::conn::{Conns, Facts, NONE};
+use crate::conn::{ConnId, Conns, Facts, NONE};
 use crate::executor::{Executor, JoinHandle, TooManyTasks};
 use crate::flow::FlowKey;
 use crate::listener::ListenError;
@@ -30,19 +30,19 @@ const EPHEMERAL_FIRST: u16 = 10_000;
 pub enum ConnectError {
     /// The peer refused it.
     #[error("{0} refused the connection")]
-    Refused(SocketAddrV4),
+    Refused(SocketAddr),
     /// Nobody answered.
     #[error("{0} did not answer in time")]
-    TimedOut(SocketAddrV4),
+    TimedOut(SocketAddr),
     /// No route, or the next hop does not answer.
     #[error("{0} cannot be reached")]
-    Unreachable(SocketAddrV4),
+    Unreachable(SocketAddr),
     /// All connections are in use.
     #[error("all {0} connections are in use; raise `limits.connections`")]
     TooMany(usize),
     /// All local ports to that address are in use.
     #[error("all local ports for connections to {0} are in use")]
-    NoPort(SocketAddrV4),
+    NoPort(SocketAddr),
 }
 
 /// A handle on a shard: opens sockets, spawns tasks, tells the time. Cheap to clone; stays on the
@@ -75,50 +75,64 @@ impl Stack {
         Ok(handle)
     }
 
-    /// Takes connections to `address`, which is ours or 0.0.0.0. At most `backlog` wait to be
-    /// accepted or are being opened.
+    /// Takes connections to `address`, which is ours, 0.0.0.0 for IPv4 alone, or [::] for both
+    /// versions of IP. At most `backlog` wait to be accepted or are being opened.
     ///
     /// # Errors
     /// [`ListenError`]
     pub fn listen(
         &self,
-        address: SocketAddrV4,
+        address: impl Into<SocketAddr>,
         backlog: usize,
     ) -> Result<TcpListener, ListenError> {
-        let number = self.state().listen(address, backlog)?;
+        let number = self.state().listen(address.into(), backlog)?;
         Ok(TcpListener::new(self.clone(), number))
     }
 
-    /// Opens a connection.
+    /// Opens a connection. Over IPv6 it waits until the proof of our addresses against duplicates
+    /// is over, a second after the start.
     ///
     /// # Errors
     /// [`ConnectError`]
-    pub async fn connect(&self, remote: SocketAddrV4) -> Result<TcpStream, ConnectError> {
+    pub async fn connect(&self, remote: impl Into<SocketAddr>) -> Result<TcpStream, ConnectError> {
+        let remote = remote.into();
+        if remote.is_ipv6() {
+            self.ipv6_settled().await;
+        }
         let stream = self.start_connect(remote)?;
         poll_fn(|cx| stream.poll_connected(cx, remote)).await?;
         Ok(stream)
     }
 
-    fn start_connect(&self, remote: SocketAddrV4) -> Result<TcpStream, ConnectError> {
+    fn start_connect(&self, remote: SocketAddr) -> Result<TcpStream, ConnectError> {
         let mut state = self.state();
         if state.conns.is_full() && !state.recycle_time_wait() {
             return Err(ConnectError::TooMany(state.limits.connections));
         }
-        let key = state.free_flow(remote).ok_or(ConnectError::NoPort(remote))?;
-        let (isn, ts_offset) = state.isn_for(&key);
-        let mss = state.mss();
-        let state = &mut *state;
-        let tcb = Tcb::active_open(&mut env!(state), isn, ts_offset, mss);
-        let id =
-            state.conns.insert(key, tcb).ok_or(ConnectError::TooMany(state.limits.connections))?;
-        state.flows.insert(&key, id.number);
-        if let Some(conn) = state.conns.named_mut(id) {
-            conn.facts.insert(Facts::HELD);
-            conn.listener = NONE;
+        let source = match remote.ip() {
+            IpAddr::V4(_) => Some(IpAddr::V4(state.station.ipv4.address)),
+            IpAddr::V6(ip) => state.source_v6(ip).map(IpAddr::V6),
+        };
+        let source = source.ok_or(ConnectError::Unreachable(remote))?;
+        let any = state
+            .hold_key_of(SocketAddr::new(source, 0), remote)
+            .ok_or(ConnectError::TooMany(state.limits.connections))?;
+        let opened = state.open_actively(&any, remote);
+        state.release_key(&any);
+        Ok(TcpStream::new(self.clone(), opened?))
+    }
+
+    /// Waits until no address of ours is on probation any more.
+    async fn ipv6_settled(&self) {
+        loop {
+            let host = |state: RefMut<'_, State>| {
+                state.station.ipv6.as_deref().and_then(|host| host.tentative_until())
+            };
+            match host(self.state()) {
+                Some(until) => self.sleep_until(until).await,
+                None => return,
+            }
         }
-        state.schedule_output(id.number);
-        state.rearm(id.number);
-        Ok(TcpStream::new(self.clone(), id))
     }
 
     /// Binds a UDP port; 0 chooses a free one.
@@ -159,9 +173,15 @@ impl Stack {
         self.state().now
     }
 
-    /// Our address.
+    /// Our IPv4 address.
     pub fn address(&self) -> Ipv4Addr {
         self.state().station.ipv4.address
+    }
+
+    /// Our IPv6 address: one that reaches beyond the link, or else the link-local one. `None`: IPv6
+    /// is not configured, or the proof of our addresses against duplicates is not over.
+    pub fn ipv6_address(&self) -> Option<Ipv6Addr> {
+        self.state().station.ipv6.as_deref()?.primary()
     }
 
     /// The buffers that the shard uses.
@@ -220,23 +240,44 @@ impl Stack {
             + size_of::<u32>()
             + size_of::<crate::conn::ConnId>()
     }
+
+    /// Bytes beyond that on a shard with IPv6: its connections' addresses.
+    pub const fn bytes_an_ipv6_connection() -> usize {
+        crate::pairs::Pairs::bytes_each()
+    }
 }
 
 impl State {
-    /// A four-tuple to `remote` that is not in use. The first port tried depends on a secret and on
-    /// the destination (RFC 6056 algorithm 3).
-    fn free_flow(&mut self, remote: SocketAddrV4) -> Option<FlowKey> {
+    /// Opens a connection between the addresses of `any`.
+    fn open_actively(&mut self, any: &FlowKey, remote: SocketAddr) -> Result<ConnId, ConnectError> {
+        let too_many = ConnectError::TooMany(self.limits.connections);
+        let key = self.free_flow(any).ok_or(ConnectError::NoPort(remote))?;
+        let (isn, ts_offset) = self.isn_for(&key);
+        let mss = self.mss(&key);
+        let tcb = Tcb::active_open(&mut env!(self), isn, ts_offset, mss);
+        let id = self.conns.insert(key, tcb).ok_or(too_many)?;
+        self.retain_key(&key);
+        self.flows.insert(&key, id.number);
+        if let Some(conn) = self.conns.named_mut(id) {
+            conn.facts.insert(Facts::HELD);
+            conn.listener = NONE;
+        }
+        self.schedule_output(id.number);
+        self.rearm(id.number);
+        Ok(id)
+    }
+
+    /// A flow between the addresses and to the remote port of `any` that is not in use. The first
+    /// port tried depends on a secret and on the destination (RFC 6056 algorithm 3).
+    fn free_flow(&mut self, any: &FlowKey) -> Option<FlowKey> {
         let ports = u16::MAX - EPHEMERAL_FIRST;
-        let ours = self.station.ipv4.address;
-        let to = |port| FlowKey::new(ours, port, *remote.ip(), remote.port());
+        let to = |port| any.with_ports(port, any.remote_port());
         let offset = self.hasher.hash(&to(0)) as u16;
         for _ in 0..ports {
             self.next_port = self.next_port.wrapping_add(1);
             let port = EPHEMERAL_FIRST + offset.wrapping_add(self.next_port) % ports;
             let key = to(port);
-            let conns = &self.conns;
-            let used = self.flows.find(&key, |n| conns.get(n).is_some_and(|c| c.key == key));
-            if used.is_none() && self.listener_ports[usize::from(port)] == 0 {
+            if self.find_conn(&key).is_none() && self.listener_ports[usize::from(port)] == 0 {
                 return Some(key);
             }
         }

@@ -10,6 +10,7 @@ use millstream_link::{Capabilities, HEADER_MAX, RxBurst};
 use millstream_tcp::{Env, Events, IsnGenerator, Segment, SliceSlab, TcpStats};
 use millstream_timer::{Instant, TimerId, TimerWheel};
 
+use crate::autoconf::Host;
 use crate::channel::{Channel, ChannelSlab, Packet, Refused};
 use crate::config::{Limits, ShardConfig};
 use crate::conn::{Conn, ConnId, Conns, Facts, NONE};
@@ -19,6 +20,9 @@ use crate::listener::Listener;
 use crate::metrics::{RxMetrics, ShardMetrics};
 use crate::neighbor::Neighbors;
 use crate::output::{Checksums, RawFrame};
+use crate::pairs::Pairs;
+use crate::pmtu::PathMtus;
+use crate::reassembly::Reassembly;
 use crate::splice::Splices;
 use crate::udp::UdpPort;
 
@@ -26,7 +30,7 @@ use crate::udp::UdpPort;
 pub(crate) const TOKEN_KIND: u32 = 3 << 30;
 pub(crate) const TOKEN_CONN: u32 = 0;
 pub(crate) const TOKEN_SLEEP: u32 = 1 << 30;
-pub(crate) const TOKEN_NEIGHBOR: u32 = 2 << 30;
+pub(crate) const TOKEN_LINK: u32 = 2 << 30;
 
 /// Timers fired in one turn at most, so that packets still flow when many fall due at once.
 const TIMERS_A_TURN: usize = 256;
@@ -68,6 +72,8 @@ pub(crate) struct State {
 
     pub conns: Conns,
     pub flows: FlowTable,
+    /// The addresses of IPv6 flows.
+    pub pairs: Pairs,
     pub listeners: Vec<Option<Listener>>,
     /// Number plus one of the listener on each port.
     pub listener_ports: Box<[u16]>,
@@ -94,8 +100,11 @@ pub(crate) struct State {
     pub sleepers: Vec<Option<Sleeper>>,
     pub free_sleepers: Vec<u32>,
     pub neighbors: Neighbors,
-    pub neighbor_timer: Option<TimerId>,
-    pub neighbor_timer_at: Instant,
+    pub path_mtus: PathMtus,
+    pub reassembly: Reassembly,
+    /// For neighbours, addresses and fragments.
+    pub link_timer: Option<TimerId>,
+    pub link_timer_at: Instant,
     pub splices: Splices,
     /// The segment that is being sent, and its headers.
     pub segment: Segment,
@@ -128,7 +137,7 @@ impl State {
         disk: Box<dyn DiskQueue>,
         now: Instant,
     ) -> Self {
-        let ShardConfig { ipv4, limits, tcp, secret, skip_checksums } = config;
+        let ShardConfig { ipv4, ipv6, vlan, limits, tcp, secret, skip_checksums } = config;
         let word = |i: usize| {
             let mut bytes = [0; 8];
             bytes.copy_from_slice(&secret[i * 8..i * 8 + 8]);
@@ -137,11 +146,17 @@ impl State {
         let hasher = FlowHasher::new([word(0), word(1), word(2)]);
         let mut isn_key = [0; 16];
         isn_key.copy_from_slice(&secret[32..]);
-        // Connections, sleepers, and the one for neighbours.
+        let host =
+            ipv6.map(|ipv6| Box::new(Host::new(&ipv6, capabilities.mac, capabilities.mtu, now)));
+        let pairs = match host {
+            Some(_) => Pairs::new(hasher, limits.connections),
+            None => Pairs::none(hasher),
+        };
+        // Connections, sleepers, and the one for the link.
         let timers = limits.connections + limits.sleepers + 1;
-        Self {
+        let mut state = Self {
             now,
-            station: Station::new(capabilities.mac, ipv4, skip_checksums),
+            station: Station::new(capabilities.mac, ipv4, host, vlan, skip_checksums),
             checksums: Checksums {
                 skip: skip_checksums,
                 tcp_offload: capabilities.tx_tcp_checksum && !skip_checksums,
@@ -160,6 +175,7 @@ impl State {
             disk,
             conns: Conns::new(limits.connections),
             flows: FlowTable::new(hasher, limits.connections),
+            pairs,
             listeners: Vec::new(),
             listener_ports: vec![0; 1 << 16].into_boxed_slice(),
             udp: Vec::new(),
@@ -176,8 +192,10 @@ impl State {
             sleepers: Vec::new(),
             free_sleepers: Vec::new(),
             neighbors: Neighbors::default(),
-            neighbor_timer: None,
-            neighbor_timer_at: Instant::FAR_FUTURE,
+            path_mtus: PathMtus::default(),
+            reassembly: Reassembly::new(),
+            link_timer: None,
+            link_timer_at: Instant::FAR_FUTURE,
             splices: Splices::new(limits.disk_depth),
             segment: Segment::default(),
             header: [0; HEADER_MAX],
@@ -186,7 +204,9 @@ impl State {
             icmp_credit: 0,
             icmp_second: u64::MAX,
             capabilities,
-        }
+        };
+        state.rearm_link_timer();
+        state
     }
 
     // ---- Frames in -------------------------------------------------------------------------
@@ -205,8 +225,9 @@ impl State {
     pub fn enqueue(&mut self, classified: Result<(Class, Packet), Discard>) {
         match classified {
             Ok((Class::Tcp(key), packet)) => self.receive_tcp(&key, packet),
+            Ok((Class::TcpV6, packet)) => self.receive_tcp_v6(packet),
             Ok((Class::Udp(port), packet)) => self.receive_udp(port, packet),
-            Ok((Class::Icmp | Class::Arp, packet)) => self.receive_proxy(packet),
+            Ok((Class::Proxy, packet)) => self.receive_proxy(packet),
             Err(discard) => self.count_discard(discard),
         }
     }
@@ -219,6 +240,15 @@ impl State {
             conns.prefetch(number);
             conns.get(number).is_some_and(|conn| conn.key == *key)
         })
+    }
+
+    fn receive_tcp_v6(&mut self, packet: Packet) {
+        let (Some(pair), Some(ports)) = (packet.ipv6_pair(), packet.ports()) else { return };
+        match self.pairs.find(pair) {
+            Some(pair) => self.receive_tcp(&FlowKey::of_pair(pair, ports), packet),
+            // No connection has these addresses. The key is asked for its ports only.
+            None => self.receive_tcp_unconnected(&FlowKey::of_pair(u32::MAX, ports), packet),
+        }
     }
 
     #[inline]
@@ -247,7 +277,9 @@ impl State {
             .checked_sub(1)
             .and_then(|number| self.listeners.get_mut(usize::from(number)))
             .and_then(Option::as_mut);
-        let Some(listener) = listener else { return self.receive_proxy(packet) };
+        let Some(listener) = listener.filter(|listener| listener.takes(&packet)) else {
+            return self.receive_proxy(packet);
+        };
         match self.channels.push(&mut listener.channel, packet, self.limits.socket_packets) {
             Ok(()) => {
                 if !listener.channel.scheduled {
@@ -279,8 +311,10 @@ impl State {
         *match discard {
             Discard::Malformed => &mut rx.drop_malformed,
             Discard::EtherType => &mut rx.drop_ethertype,
+            Discard::Vlan => &mut rx.drop_vlan,
             Discard::NotForUs => &mut rx.drop_not_for_us,
-            Discard::Fragment => &mut rx.drop_fragment,
+            Discard::Options => &mut rx.drop_ip_options,
+            Discard::Extension => &mut rx.drop_extension,
             Discard::IpChecksum => &mut rx.drop_ip_checksum,
             Discard::L4Checksum => &mut rx.drop_l4_checksum,
             Discard::Protocol => &mut rx.drop_protocol,
@@ -290,12 +324,12 @@ impl State {
     /// Serves the channels that have something, first come first served, each to its end.
     #[inline]
     pub fn serve(&mut self) {
-        for _ in 0..self.ready.len() {
-            match self.ready.pop_front() {
-                Some(Receiver::Conn(number)) => self.serve_conn(number),
-                Some(Receiver::Listener(number)) => self.serve_listener(number),
-                Some(Receiver::Proxy) => self.serve_proxy(),
-                None => break,
+        // Packets that fragments make join the list meanwhile.
+        while let Some(receiver) = self.ready.pop_front() {
+            match receiver {
+                Receiver::Conn(number) => self.serve_conn(number),
+                Receiver::Listener(number) => self.serve_listener(number),
+                Receiver::Proxy => self.serve_proxy(),
             }
         }
     }
@@ -310,7 +344,7 @@ impl State {
             match token & TOKEN_KIND {
                 TOKEN_CONN => self.fire_conn_timer(number),
                 TOKEN_SLEEP => self.fire_sleeper(number),
-                _ => self.fire_neighbor_timer(),
+                _ => self.fire_link_timer(),
             }
         }
         TIMERS_A_TURN
@@ -471,6 +505,7 @@ impl State {
     pub fn remove_conn(&mut self, number: u32) {
         self.splice_abandon(number);
         let Some(mut conn) = self.conns.remove(number) else { return };
+        self.release_key(&conn.key);
         if !conn.facts.contains(Facts::CLOSED) {
             self.flows.remove(&conn.key, number);
         }

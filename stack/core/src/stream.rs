@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
@@ -29,24 +29,24 @@ impl TcpListener {
     }
 
     /// The address that it listens on.
-    pub fn local_addr(&self) -> Option<SocketAddrV4> {
+    pub fn local_addr(&self) -> Option<SocketAddr> {
         self.stack.state().listener_mut(u32::from(self.number)).map(|listener| listener.address)
     }
 
     /// Waits for a connection.
-    pub async fn accept(&self) -> (TcpStream, SocketAddrV4) {
+    pub async fn accept(&self) -> (TcpStream, SocketAddr) {
         poll_fn(|cx| self.poll_accept(cx)).await
     }
 
     /// The polled form of [`Self::accept`].
-    pub fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<(TcpStream, SocketAddrV4)> {
+    pub fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<(TcpStream, SocketAddr)> {
         let mut state = self.stack.state();
         let state = &mut *state;
         let listener = state.listeners.get_mut(usize::from(self.number)).and_then(Option::as_mut);
         let Some(listener) = listener else { return Poll::Pending };
         while let Some(id) = listener.accept.pop_front() {
             if let Some(conn) = state.conns.named(id) {
-                let peer = conn.key.remote_addr();
+                let (_, peer) = state.endpoints(&conn.key);
                 return Poll::Ready((TcpStream::new(self.stack.clone(), id), peer));
             }
         }
@@ -319,16 +319,15 @@ impl TcpStream {
     }
 
     /// Our end.
-    pub fn local_addr(&self) -> Option<SocketAddrV4> {
+    pub fn local_addr(&self) -> Option<SocketAddr> {
         let state = self.stack.state();
-        state.conns.named(self.id).map(|conn| conn.key.local_addr())
+        state.conns.named(self.id).map(|conn| state.endpoints(&conn.key).0)
     }
 
     /// The peer's end.
-    pub fn peer_addr(&self) -> Option<SocketAddrV4> {
+    pub fn peer_addr(&self) -> Option<SocketAddr> {
         let state = self.stack.state();
-        let conn = state.conns.named(self.id)?;
-        Some(conn.key.remote_addr())
+        state.conns.named(self.id).map(|conn| state.endpoints(&conn.key).1)
     }
 
     /// What TCP knows of the path.
@@ -344,7 +343,7 @@ impl TcpStream {
     pub(crate) fn poll_connected(
         &self,
         cx: &mut Context<'_>,
-        remote: SocketAddrV4,
+        remote: SocketAddr,
     ) -> Poll<Result<(), ConnectError>> {
         let mut state = self.stack.state();
         let Some(conn) = state.conns.named_mut(self.id) else {

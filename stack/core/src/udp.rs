@@ -2,18 +2,22 @@
 //! lazy receiver processing as LRP does it for UDP.
 
 use std::future::poll_fn;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::task::{Context, Poll, Waker};
 
 use millstream_buf::IoBuf;
 use millstream_link::TxOffload;
 use millstream_wire::checksum::Sum;
-use millstream_wire::{ipv4, udp};
+use millstream_wire::ipv4::Protocol;
+use millstream_wire::{ipv4, ipv6, udp};
 
 use crate::channel::{Channel, Packet, Refused};
+use crate::ipv6::L4_OFFSET;
 use crate::output::RawFrame;
 use crate::stack::Stack;
 use crate::state::State;
+
+const UDP: Protocol = Protocol::UDP;
 
 /// The shard's side of a socket.
 pub(crate) struct UdpPort {
@@ -41,7 +45,7 @@ pub enum SendToError {
     TooLong(usize, usize),
     /// No route to the destination.
     #[error("there is no route to {0}; set a gateway")]
-    NoRoute(Ipv4Addr),
+    NoRoute(IpAddr),
     /// No buffer is free.
     #[error("no buffer is free; try again")]
     NoBuffer,
@@ -98,16 +102,24 @@ impl State {
     }
 
     /// Takes the oldest good datagram of a socket.
-    fn udp_recv(&mut self, number: u16) -> Option<(IoBuf, SocketAddrV4)> {
+    fn udp_recv(&mut self, number: u16) -> Option<(IoBuf, SocketAddr)> {
         loop {
             let socket = self.udp.get_mut(usize::from(number))?.as_mut()?;
             let packet = self.channels.pop(&mut socket.channel)?;
-            let (src, dst) = packet.ipv4_addresses();
+            let (src, dst) = packet.addresses();
             let Ok(header) = udp::Header::parse(packet.l4()) else {
                 self.rx.drop_malformed += 1;
                 continue;
             };
-            if !packet.checksum_good && !header.verify_checksum(src, dst, packet.l4()) {
+            let good = match (src, dst) {
+                _ if packet.checksum_good => true,
+                (IpAddr::V4(src), IpAddr::V4(dst)) => header.verify_checksum(src, dst, packet.l4()),
+                (IpAddr::V6(src), IpAddr::V6(dst)) => {
+                    header.verify_checksum_v6(src, dst, packet.l4())
+                }
+                _ => false,
+            };
+            if !good {
                 self.rx.drop_l4_checksum += 1;
                 continue;
             }
@@ -115,12 +127,16 @@ impl State {
             let start = usize::from(packet.l4_offset) + udp::HEADER_LEN;
             let end = usize::from(packet.l4_offset) + usize::from(header.len);
             let data = packet.frame.slice(start..end);
-            return Some((data, SocketAddrV4::new(src, header.src_port)));
+            return Some((data, SocketAddr::new(src, header.src_port)));
         }
     }
 
-    fn udp_send(&mut self, number: u16, data: &[u8], to: SocketAddrV4) -> Result<(), SendToError> {
-        let max = usize::from(self.capabilities.mtu) - ipv4::HEADER_LEN - udp::HEADER_LEN;
+    fn udp_send(&mut self, number: u16, data: &[u8], to: SocketAddr) -> Result<(), SendToError> {
+        let packet_max = match to {
+            SocketAddr::V4(_) => usize::from(self.capabilities.mtu) - ipv4::HEADER_LEN,
+            SocketAddr::V6(_) => self.mtu_v6() - ipv6::HEADER_LEN,
+        };
+        let max = packet_max - udp::HEADER_LEN;
         if data.len() > max {
             return Err(SendToError::TooLong(data.len(), max));
         }
@@ -132,12 +148,24 @@ impl State {
             dst_port: to.port(),
             payload_len: data.len() as u16,
         };
-        let via = self.via(*to.ip()).ok_or(SendToError::NoRoute(*to.ip()))?;
-        let mut header =
-            self.ipv4_header(*to.ip(), ipv4::Protocol::UDP, udp::HEADER_LEN, data.len());
+        let no_route = SendToError::NoRoute(to.ip());
         let mut sum = Sum::new();
         sum.add_bytes(data);
-        repr.emit(&mut header[34..], self.station.ipv4.address, *to.ip(), sum);
+        let (via, header) = match to.ip() {
+            IpAddr::V4(dst) => {
+                let via = self.via(dst).ok_or(no_route)?;
+                let mut header = self.ipv4_header(dst, UDP, udp::HEADER_LEN, data.len());
+                repr.emit(&mut header[34..], self.station.ipv4.address, dst, sum);
+                (via, header)
+            }
+            IpAddr::V6(dst) => {
+                let via = self.via_v6(dst).ok_or(no_route)?;
+                let src = self.source_v6(dst).ok_or(no_route)?;
+                let mut header = self.ipv6_header(src, dst, UDP, udp::HEADER_LEN, data.len());
+                repr.emit_v6(&mut header[L4_OFFSET..], src, dst, sum);
+                (via, header)
+            }
+        };
         let payload = self.stage_whole(data).ok_or(SendToError::NoBuffer)?;
         let until = self.raw_deadline();
         let offload = TxOffload::default();
@@ -175,12 +203,12 @@ impl UdpSocket {
 
     /// Waits for a datagram and returns its payload, as it lies in the received frame, and its
     /// sender.
-    pub async fn recv_from(&self) -> (IoBuf, SocketAddrV4) {
+    pub async fn recv_from(&self) -> (IoBuf, SocketAddr) {
         poll_fn(|cx| self.poll_recv_from(cx)).await
     }
 
     /// The polled form of [`Self::recv_from`].
-    pub fn poll_recv_from(&self, cx: &mut Context<'_>) -> Poll<(IoBuf, SocketAddrV4)> {
+    pub fn poll_recv_from(&self, cx: &mut Context<'_>) -> Poll<(IoBuf, SocketAddr)> {
         let mut state = self.stack.state();
         if let Some(datagram) = state.udp_recv(self.number) {
             return Poll::Ready(datagram);
@@ -196,8 +224,8 @@ impl UdpSocket {
     ///
     /// # Errors
     /// [`SendToError`]
-    pub fn send_to(&self, data: &[u8], to: SocketAddrV4) -> Result<(), SendToError> {
-        self.stack.state().udp_send(self.number, data, to)
+    pub fn send_to(&self, data: &[u8], to: impl Into<SocketAddr>) -> Result<(), SendToError> {
+        self.stack.state().udp_send(self.number, data, to.into())
     }
 }
 

@@ -38,6 +38,7 @@ mod flight;
 mod input;
 mod input_syn;
 mod isn;
+mod mtu;
 mod rate;
 mod receive_queue;
 mod recovery;

@@ -66,6 +66,8 @@ pub struct TcpStats {
     pub slab_full_drops: u64,
     /// Slices ahead of order that made way for data in order (RFC 2018 section 8).
     pub reneged_drops: u64,
+    /// Times that the path was found to carry less than was sent.
+    pub path_limits: u64,
     /// ICMP errors that were believed, and those that were only noted.
     pub icmp_hard: u64,
     pub icmp_soft: u64,

@@ -2,16 +2,21 @@
 
 #![allow(dead_code)]
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+pub mod wire;
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6};
 
 use millstream_buf::{Arena, ArenaConfig, HugePages};
-use millstream_core::{Ipv4Config, JoinHandle, Limits, Shard, ShardConfig};
+use millstream_core::{Ipv4Config, Ipv6Config, JoinHandle, Limits, Shard, ShardConfig};
 use millstream_disk::{DiskQueue, MemDisk};
 use millstream_link::mem::{MemConfig, MemLink, pair};
 use millstream_timer::VirtualClock;
 
 pub const CLIENT: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
 pub const SERVER: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
+
+pub const CLIENT_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+pub const SERVER_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2);
 
 pub type TestShard = Shard<MemLink, VirtualClock>;
 
@@ -37,6 +42,14 @@ pub fn config(address: Ipv4Addr, limits: Limits) -> ShardConfig {
     ShardConfig { limits, secret: [address.octets()[3]; 48], ..ShardConfig::new(ipv4) }
 }
 
+/// The same with an IPv6 address that ends alike.
+pub fn config_v6(address: Ipv4Addr, limits: Limits) -> ShardConfig {
+    let last = u16::from(address.octets()[3]);
+    let ours = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, last);
+    let ipv6 = Ipv6Config { addresses: vec![(ours, 64)], ..Ipv6Config::default() };
+    ShardConfig { ipv6: Some(ipv6), ..config(address, limits) }
+}
+
 pub fn arena(frames: usize, blocks: usize) -> Arena {
     Arena::new(&ArenaConfig { frames, blocks, huge_pages: HugePages::Never }).unwrap()
 }
@@ -51,12 +64,26 @@ impl World {
         blocks: usize,
         disk: impl Fn(&Arena) -> Box<dyn DiskQueue>,
     ) -> Self {
+        Self::configured(blocks, disk, |address| config(address, limits))
+    }
+
+    /// A world whose shards speak IPv6 too.
+    pub fn v6() -> Self {
+        let disk = |_: &Arena| -> Box<dyn DiskQueue> { Box::new(MemDisk::copying(64).unwrap()) };
+        Self::configured(64, disk, |address| config_v6(address, small_limits()))
+    }
+
+    pub fn configured(
+        blocks: usize,
+        disk: impl Fn(&Arena) -> Box<dyn DiskQueue>,
+        config: impl Fn(Ipv4Addr) -> ShardConfig,
+    ) -> Self {
         let clock = VirtualClock::new();
         let (a, b) = pair(MemConfig::default()).unwrap();
         let shard = |address, link| {
             let arena = arena(512, blocks);
             let disk = disk(&arena);
-            Shard::new(config(address, limits), link, clock.clone(), arena, disk)
+            Shard::new(config(address), link, clock.clone(), arena, disk)
         };
         Self { client: shard(CLIENT, a), server: shard(SERVER, b), clock }
     }
@@ -120,6 +147,10 @@ impl World {
 
 pub fn server_at(port: u16) -> SocketAddrV4 {
     SocketAddrV4::new(SERVER, port)
+}
+
+pub fn server_v6_at(port: u16) -> SocketAddrV6 {
+    SocketAddrV6::new(SERVER_V6, port, 0, 0)
 }
 
 pub fn pattern(len: usize, seed: u64) -> Vec<u8> {

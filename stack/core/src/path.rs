@@ -1,0 +1,89 @@
+//! What routers and hosts on the path report of a flow: errors and limits, once it is proved that
+//! they saw a packet of it.
+
+use millstream_tcp::Unreachable;
+use millstream_wire::ipv4::Protocol;
+use millstream_wire::tcp::{self, SeqNumber};
+use millstream_wire::{icmpv4, icmpv6, ipv4, ipv6};
+
+use crate::flow::FlowKey;
+use crate::pairs::pair_bytes;
+use crate::pmtu::announced_mtu;
+use crate::state::{State, env};
+
+impl State {
+    /// The flow and the sequence number of the TCP segment of ours that an ICMP error quotes.
+    pub fn quoted_flow_v4(
+        &self,
+        message: &icmpv4::Message<'_>,
+    ) -> Option<(FlowKey, SeqNumber, u16)> {
+        let quote = message.quote()?;
+        let ours = quote.src() == self.station.ipv4.address;
+        if !ours || quote.header.protocol != Protocol::TCP {
+            return None;
+        }
+        let key = FlowKey::new(quote.src(), quote.src_port(), quote.dst(), quote.dst_port());
+        Some((key, SeqNumber(quote.tcp_seq()), quote.header.total_len))
+    }
+
+    /// As [`Self::quoted_flow_v4`], of an ICMPv6 error.
+    pub fn quoted_flow_v6(&self, message: &icmpv6::Message<'_>) -> Option<(FlowKey, SeqNumber)> {
+        let quote = message.quote()?;
+        if quote.protocol != Protocol::TCP {
+            return None;
+        }
+        let pair = self.pairs.find(&pair_bytes(quote.src, quote.dst))?;
+        // What we sent has our port first, a key the peer's.
+        let [a, b, c, d, seq @ ..] = quote.transport;
+        Some((FlowKey::of_pair(pair, &[c, d, a, b]), SeqNumber(u32::from_be_bytes(seq))))
+    }
+
+    /// Tells a connection that a packet of its was not delivered.
+    pub fn flow_unreachable(&mut self, key: &FlowKey, seq: SeqNumber, hard: bool) -> bool {
+        let Some(number) = self.find_conn(key) else { return false };
+        let Some(conn) = self.conns.get_mut(number) else { return false };
+        let kind = if hard { Unreachable::Hard } else { Unreachable::Soft };
+        let events = conn.tcb.icmp_unreachable(&mut env!(self), seq, kind);
+        self.after_events(number, events);
+        true
+    }
+
+    /// A router says that a packet of a connection was too big, and what would have passed
+    /// (`announced`, 0: it does not say). Believed only if the segment is under way (RFC 5927
+    /// section 7, RFC 8201 section 4).
+    pub fn packet_too_big(
+        &mut self,
+        key: &FlowKey,
+        seq: SeqNumber,
+        announced: u32,
+        packet_len: Option<u16>,
+    ) -> bool {
+        let Some(number) = self.find_conn(key) else { return false };
+        let (_, remote) = self.endpoints(key);
+        let Some(mtu) = announced_mtu(remote.ip(), announced, packet_len) else { return false };
+        let Some(conn) = self.conns.get_mut(number) else { return false };
+        if !conn.tcb.is_in_flight(seq) || mtu >= self.capabilities.mtu {
+            return false;
+        }
+        self.path_mtus.lower(remote.ip(), mtu, self.now);
+        self.metrics.path_mtu_lowered += 1;
+        let limit = mtu.saturating_sub(headers_len(key));
+        let events = conn.tcb.limit_segments(&mut env!(self), limit);
+        self.after_events(number, events);
+        true
+    }
+
+    /// Payload and options that fit the packets of a connection: the link's limit, or the path's
+    /// where that is known (RFC 9293 section 3.7.1: options are not counted).
+    pub fn mss(&self, key: &FlowKey) -> u16 {
+        let (_, remote) = self.endpoints(key);
+        let link = if key.is_ipv6() { self.mtu_v6() as u16 } else { self.capabilities.mtu };
+        let path = self.path_mtus.get(remote.ip(), self.now).unwrap_or(link);
+        link.min(path).saturating_sub(headers_len(key)).max(64)
+    }
+}
+
+/// Bytes of the headers of a connection's segments, without options.
+fn headers_len(key: &FlowKey) -> u16 {
+    (if key.is_ipv6() { ipv6::HEADER_LEN } else { ipv4::HEADER_LEN } + tcp::HEADER_LEN) as u16
+}
