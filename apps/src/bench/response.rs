@@ -1,7 +1,11 @@
 //! Reading HTTP/1.1 responses as their bytes come.
 
+use std::mem::MaybeUninit;
+
 /// Bytes that the head of a response may have.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
+/// Fields that it may have.
+const FIELDS_MAX: usize = 48;
 
 /// A response that has arrived whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,9 +96,15 @@ impl Parser {
 
 /// Length and meaning of the head at the beginning of `data`; `None` if its end is not there.
 fn parse_head(data: &[u8]) -> Result<Option<(usize, Response)>, Malformed> {
-    let mut headers = [httparse::EMPTY_HEADER; 48];
-    let mut head = httparse::Response::new(&mut headers);
-    let length = match head.parse(data) {
+    // Not cleared before each response: that would cost more than most heads.
+    let mut headers = [const { MaybeUninit::uninit() }; FIELDS_MAX];
+    let mut head = httparse::Response::new(&mut []);
+    let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(
+        &mut head,
+        data,
+        &mut headers,
+    );
+    let length = match parsed {
         Ok(httparse::Status::Complete(length)) => length,
         Ok(httparse::Status::Partial) => return Ok(None),
         Err(_) => return Err(Malformed::Head),
@@ -103,11 +113,16 @@ fn parse_head(data: &[u8]) -> Result<Option<(usize, Response)>, Malformed> {
     let mut body_bytes = None;
     let mut close = head.version == Some(0);
     for header in head.headers.iter() {
-        if header.name.eq_ignore_ascii_case("content-length") {
-            let text = std::str::from_utf8(header.value).map_err(|_| Malformed::NoLength)?;
-            body_bytes = Some(text.trim().parse().map_err(|_| Malformed::NoLength)?);
-        } else if header.name.eq_ignore_ascii_case("connection") {
-            close = header.value.eq_ignore_ascii_case(b"close");
+        // By length first: few names have the length of one that matters.
+        match header.name.len() {
+            14 if header.name.eq_ignore_ascii_case("content-length") => {
+                let text = std::str::from_utf8(header.value).map_err(|_| Malformed::NoLength)?;
+                body_bytes = Some(text.trim().parse().map_err(|_| Malformed::NoLength)?);
+            }
+            10 if header.name.eq_ignore_ascii_case("connection") => {
+                close = header.value.eq_ignore_ascii_case(b"close");
+            }
+            _ => {}
         }
     }
     // RFC 9110 section 6.4.1: these have no body, whatever their fields say.

@@ -85,6 +85,12 @@ impl Pool {
         self.inner.shape.mbufs as usize
     }
 
+    /// Mbufs that are in the pool for this thread to take, those in other lcores' caches left out.
+    pub fn free_here(&self) -> usize {
+        // SAFETY: pools are never freed.
+        unsafe { dpdk_sys::shim_pool_free_here(self.inner.pool) as usize }
+    }
+
     /// Mbufs that are in the pool. Slow: it asks the caches of all lcores.
     pub fn free(&self) -> usize {
         self.inner.free()

@@ -40,7 +40,7 @@ pub struct PortConfig {
 }
 
 impl PortConfig {
-    /// One queue of 512 descriptors each way, 4096 receive buffers (10 MiB), copies up to 128 bytes.
+    /// One queue of 512 descriptors each way, 4096 receive buffers (10 MiB), copies up to 256 bytes.
     pub fn new(device: Device) -> Self {
         Self {
             device,
@@ -50,7 +50,7 @@ impl PortConfig {
             mbufs: 4096,
             mtu: None,
             mac: None,
-            copy_below_bytes: 128,
+            copy_below_bytes: 256,
         }
     }
 }

@@ -512,7 +512,11 @@ impl Link for PortQueue {
     }
 
     fn rx_buffers(&self) -> Option<(usize, usize)> {
-        Some((self.rx_pool.free(), self.rx_pool.mbufs()))
+        let total = self.rx_pool.mbufs();
+        // Those in the caches of other lcores (a ring's other end) are looked for when it matters.
+        let here = self.rx_pool.free_here();
+        let free = if here > total / 2 { here } else { self.rx_pool.free() };
+        Some((free, total))
     }
 
     /// Drops that the device counts for the port as a whole are in the numbers of queue 0.

@@ -163,7 +163,9 @@ unsafe fn fresh(m: *mut Mbuf, flags: u64, len: u16) {
 /// DPDK's flags and packed lengths for what is left to the device.
 #[inline]
 fn flags(offload: &TxOffload, header: &[u8]) -> (u64, u64) {
-    if *offload == TxOffload::default() {
+    // The lengths alone ask for nothing.
+    let sums = offload.ipv4_checksum | offload.tcp_checksum | offload.udp_checksum;
+    if !sums && offload.tso_mss == 0 {
         return (0, 0);
     }
     // The version nibble of the IP header.
@@ -194,6 +196,8 @@ mod tests {
         let mut header = [0u8; 54];
         header[14] = 0x45;
         assert_eq!(flags(&TxOffload::default(), &header), (0, 0));
+        let lengths = TxOffload { l2_len: 14, l3_len: 20, l4_len: 20, ..TxOffload::default() };
+        assert_eq!(flags(&lengths, &header), (0, 0), "nothing is asked for");
         let offload = TxOffload {
             l2_len: 14,
             l3_len: 20,

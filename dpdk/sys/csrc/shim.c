@@ -320,6 +320,14 @@ shim_pool_flush_cache(struct rte_mempool *pool)
 }
 
 unsigned int
+shim_pool_free_here(struct rte_mempool *pool)
+{
+	const struct rte_mempool_cache *cache = rte_mempool_default_cache(pool, rte_lcore_id());
+
+	return rte_mempool_get_ops(pool->ops_index)->get_count(pool) + (cache == NULL ? 0 : cache->len);
+}
+
+unsigned int
 shim_ring_dequeue(struct rte_ring *ring, void **objects, unsigned int count)
 {
 	return rte_ring_dequeue_burst(ring, objects, count, NULL);

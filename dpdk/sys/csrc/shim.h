@@ -105,6 +105,8 @@ void shim_mbuf_free(struct rte_mbuf *mbuf);
 void shim_mbuf_put(struct rte_mbuf *mbuf);
 /* Empties the calling lcore's cache into the pool itself, for other lcores to find. */
 void shim_pool_flush_cache(struct rte_mempool *pool);
+/* Objects in the pool itself and in the calling lcore's cache: not those in other lcores' caches. */
+unsigned int shim_pool_free_here(struct rte_mempool *pool);
 unsigned int shim_ring_dequeue(struct rte_ring *ring, void **objects, unsigned int count);
 
 #endif

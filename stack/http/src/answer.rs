@@ -14,6 +14,7 @@ use crate::date::Today;
 use crate::fill::Filler;
 use crate::path;
 use crate::range::{self, Wanted};
+use crate::repeats::Repeats;
 use crate::request::{self, Method, Parsed, Request};
 use crate::response::{self, Persist, Status};
 use crate::stats::HttpStats;
@@ -67,6 +68,8 @@ pub(crate) struct Site {
     arena: Arena,
     config: ServerConfig,
     pub cache: FileCache,
+    /// Requests that [`Self::hit`] answered.
+    repeats: Repeats,
     pub filler: Filler,
     pub today: Today,
     pub stats: HttpStats,
@@ -91,6 +94,7 @@ impl Site {
             arena,
             config,
             cache: FileCache::new(&config.cache),
+            repeats: Repeats::new(),
             filler,
             today: Today::new(config.wall_clock, now),
             stats: HttpStats::default(),
@@ -103,6 +107,16 @@ impl Site {
     /// Answers the first request in `bytes`.
     #[inline]
     pub fn answer(&mut self, bytes: &[u8], now: Instant) -> Answer {
+        if let Some(id) = self.repeats.find(bytes)
+            && !self.draining
+        {
+            self.today.update(now);
+            if let Some(slot) = self.cache.place_of(id)
+                && let Some(reply) = self.hit(slot, now)
+            {
+                return Answer::Reply(reply, bytes.len());
+            }
+        }
         let (request, len) = match request::parse(bytes) {
             Parsed::Request(request, len) => (request, len),
             Parsed::Partial => return Answer::Partial,
@@ -121,7 +135,17 @@ impl Site {
             && request.version == 1
             && request.keep_alive
             && !self.draining;
-        if plain && let Some(reply) = self.hit(request.path, now) {
+        // Keys are decoded: a target with an escape in it may look like the key of another file.
+        if plain
+            && !request.path.contains(&b'%')
+            && let Some(slot) = self.cache.find(request.path)
+            && let Some(reply) = self.hit(slot, now)
+        {
+            if len == bytes.len()
+                && let Some(id) = self.cache.id(slot)
+            {
+                self.repeats.keep(bytes, id);
+            }
             return Answer::Reply(reply, len);
         }
         Answer::Reply(self.consider(&request, now), len)
@@ -129,12 +153,7 @@ impl Site {
 
     /// The reply to a GET without conditions, if all of it is at hand.
     #[inline]
-    fn hit(&mut self, path: &[u8], now: Instant) -> Option<Reply> {
-        // Keys are decoded: a target with an escape in it may look like the key of another file.
-        if path.contains(&b'%') {
-            return None;
-        }
-        let slot = self.cache.find(path)?;
+    fn hit(&mut self, slot: u32, now: Instant) -> Option<Reply> {
         let tick = self.today.tick;
         let entry = self.cache.get_mut(slot)?;
         let page = entry.page.as_ref().filter(|page| page.tick == tick)?;

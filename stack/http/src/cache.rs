@@ -127,6 +127,13 @@ pub(crate) struct EntryId {
     serial: u64,
 }
 
+#[cfg(test)]
+impl EntryId {
+    pub fn new(slot: u32, serial: u64) -> Self {
+        Self { slot, serial }
+    }
+}
+
 pub(crate) struct FileCache {
     hasher: RandomState,
     table: HashTable<u32>,
@@ -171,6 +178,13 @@ impl FileCache {
     /// The entry, if it is still the same one.
     pub fn named_mut(&mut self, id: EntryId) -> Option<&mut Entry> {
         self.slots.get_mut(id.slot as usize)?.as_mut().filter(|entry| entry.serial == id.serial)
+    }
+
+    /// The place of an entry, if it is still the same one.
+    #[inline]
+    pub fn place_of(&self, id: EntryId) -> Option<u32> {
+        let entry = self.slots.get(id.slot as usize)?.as_ref()?;
+        (entry.serial == id.serial).then_some(id.slot)
     }
 
     pub fn id(&self, slot: u32) -> Option<EntryId> {

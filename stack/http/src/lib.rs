@@ -6,7 +6,8 @@
 //! ```
 //!
 //! * A small file that was asked for twice is kept in arena buffers, together with the head of its
-//!   response ([`CacheConfig`]). Serving it again takes a parse, a hash and two counted references.
+//!   response ([`CacheConfig`]). Serving it again takes a parse, a hash and two counted references;
+//!   without the parse if the request has come before byte for byte.
 //! * A larger file goes from the disk to the wire by
 //!   [`TcpStream::send_file`](millstream_core::TcpStream::send_file), pulled by the peer's window.
 //! * Every wait for a peer has an end ([`Timeouts`]), and every memory a bound
@@ -26,6 +27,7 @@ mod date;
 mod fill;
 mod path;
 mod range;
+mod repeats;
 mod request;
 mod response;
 mod server;

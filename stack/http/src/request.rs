@@ -218,9 +218,27 @@ fn strip_scheme(target: &[u8]) -> Option<&[u8]> {
 }
 
 /// Whether a `Host` could be one; which one does not matter to us. It may be empty.
+#[inline]
 fn is_host(value: &[u8]) -> bool {
-    value.iter().all(|byte| byte.is_ascii_graphic() && !b"/?#@\\,\"<>{}|^`".contains(byte))
+    value.iter().all(|&byte| HOST_BYTES[usize::from(byte)])
 }
+
+/// Bytes that may stand in a `Host`.
+const HOST_BYTES: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        table[byte] = (byte as u8).is_ascii_graphic();
+        byte += 1;
+    }
+    let not = b"/?#@\\,\"<>{}|^`";
+    let mut at = 0;
+    while at < not.len() {
+        table[not[at] as usize] = false;
+        at += 1;
+    }
+    table
+};
 
 fn length(value: &[u8]) -> Result<u64, Status> {
     if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
