@@ -224,6 +224,16 @@ impl Tcb {
         let acceptable = seq.le(self.rcv_adv)
             && if numbers == 0 { seq.ge(self.rcv_nxt) } else { end.gt(self.rcv_nxt) };
         if !acceptable {
+            if let Some(timestamp) = timestamp
+                && end == self.rcv_nxt
+                && numbers != 0
+                && seq.le(self.last_ack_sent)
+            {
+                // The last one again, since its ACK was lost: echoed as RFC 7323 section 4.3 says, or
+                // the sender would take the time since it first sent it for a round trip. Numbers that
+                // are older need not be right, and are not believed.
+                self.ts_recent = timestamp.value;
+            }
             return self.unacceptable(env, flags, seq, numbers, len);
         }
         if let Some(timestamp) = timestamp

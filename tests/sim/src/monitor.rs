@@ -94,7 +94,11 @@ impl Monitor {
 
     /// A host was restarted: it knows nothing of its connections.
     pub fn forget(&mut self) {
-        self.connections.clear();
+        for both in self.connections.values_mut() {
+            for half in [&mut both.client, &mut both.server] {
+                *half = Half { last_at: half.last_at, ..Half::default() };
+            }
+        }
     }
 
     fn report(&mut self, now: Instant, port: u16, direction: Direction, what: String) {

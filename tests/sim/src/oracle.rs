@@ -159,7 +159,7 @@ impl<'a> Run<'a> {
         // Connections end, TIME_WAIT and all, and the last frames arrive.
         let quiet = |world: &World| {
             world.connections() == (0, 0)
-                && world.disk.in_flight() == 0
+                && (world.disk.in_flight() == 0 || world.server_stack().is_none())
                 && [Direction::AToB, Direction::BToA]
                     .iter()
                     .all(|direction| world.wire.stats(*direction).in_flight == 0)

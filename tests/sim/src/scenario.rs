@@ -297,6 +297,7 @@ impl Scenario {
             // With three of ten frames lost in each direction one exchange in two fails: what gives
             // up after this many would be chance.
             data_retries: 40,
+            syn_retries: 12,
             // Who waits for a peer that is gone is to notice.
             keepalive: peer_fails.then_some(KeepAlive {
                 idle_us: 30_000_000,
