@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo build test fuzz lint bench doc clean
+.PHONY: help demo build test fuzz soak lint bench report-tcp doc clean
 
 # Under sudo, the Rust that rustup installed for the calling user.
 ifdef SUDO_USER
@@ -19,10 +19,10 @@ NEED_ROOT = if (( EUID != 0 )); then echo "make $@ needs root to make network na
 
 # The crates that may hold `unsafe`: stack/buf, stack/disk and dpdk. The others forbid it; only a test that counts
 # allocations needs it for its allocator.
-SAFE_ROOTS := lib.rs apps/src/main.rs tests/src/lib.rs tests/fuzz/src/lib.rs $(patsubst %,stack/%/src/lib.rs,core http link sim tcp timer wire)
+SAFE_ROOTS := lib.rs apps/src/main.rs tests/src/lib.rs $(patsubst %,tests/%/src/lib.rs,fuzz sim) $(patsubst %,stack/%/src/lib.rs,core http link sim tcp timer wire)
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | while IFS=$$'\t' read -r target what; do printf 'make %-8s %s\n' "$$target" "$$what"; done
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS=$$'\t' read -r target what; do printf 'make %-10s %s\n' "$$target" "$$what"; done
 
 demo: ## install what is missing, build, serve files from a namespace, check and measure it (root)
 	@$(NEED_ROOT); $(GIVE_BACK) tools/demo
@@ -38,6 +38,11 @@ test: ## run all tests: unit, property, simulation, and the kernel's TCP in name
 fuzz: ## fuzz every target for a minute; others by `make fuzz SECONDS=600 TARGET=frames`
 	@tools/install-packages build fuzz
 	@$(GIVE_BACK) tools/fuzz $(if $(SECONDS),--seconds $(SECONDS)) $(if $(TARGET),--target $(TARGET))
+
+soak: ## play random scenarios in virtual time for HOURS=1, or one again: SEED=123 (TRACE=1 prints its frames)
+	@tools/install-packages build
+	@cargo run --locked --quiet --release -p millstream-tests-sim --bin soak -- \
+	    $(if $(SEED),--seed $(SEED) $(if $(TRACE),--trace),--hours $(or $(HOURS),1)) $(if $(SMOLTCP),--smoltcp)
 
 lint: ## check formatting, clippy, documentation and that `unsafe` stays in its crates
 	@tools/install-packages build

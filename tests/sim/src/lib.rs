@@ -11,7 +11,7 @@
 //! | `flows` | the applications: what is sent, how it is read, how it ends |
 //! | `monitor` | what every frame on the wire must obey |
 //! | `oracle` | what must hold during a run and after it |
-//! | `smol` | an independent stack (smoltcp) as one of the hosts |
+//! | `smol`, `peer` | an independent stack (smoltcp) as one of the hosts |
 //! | `grid` | many seeds on all cores |
 //! | `measure` | throughput, fairness and completion times for tables and figures |
 
@@ -21,10 +21,13 @@ mod flows;
 mod grid;
 mod monitor;
 mod oracle;
+mod peer;
 mod rand;
 mod scenario;
+mod smol;
 mod world;
 
 pub use grid::{Grid, Summary, regressions};
 pub use oracle::{Failure, Measured, run, run_traced};
+pub use peer::run_against_smoltcp;
 pub use scenario::{Ending, Fault, Flow, Host, Reading, Scenario, Source};

@@ -76,6 +76,16 @@ pub struct Watch {
 }
 
 impl Watch {
+    /// Has seen nothing yet.
+    pub fn new(board: Board) -> Self {
+        Self {
+            board,
+            monitor: RefCell::new(Monitor::new(PORT)),
+            breach: RefCell::default(),
+            flows: RefCell::default(),
+        }
+    }
+
     /// A sender that has just sent something new has no more in flight than its own window and the
     /// peer's allow.
     fn check_windows(&self) {
@@ -149,12 +159,7 @@ impl World {
         let disk = sim_disk(&clock, scenario.seed);
         let board: Board = Rc::default();
         board.borrow_mut().resize_with(scenario.flows.len(), Progress::default);
-        let watch = Rc::new(Watch {
-            board,
-            monitor: RefCell::new(Monitor::new(PORT)),
-            breach: RefCell::default(),
-            flows: RefCell::default(),
-        });
+        let watch = Rc::new(Watch::new(board));
         let seeing = Rc::clone(&watch);
         wire.set_trace(move |now, direction, fate, frame| {
             seeing.monitor.borrow_mut().see(now, direction, fate, frame);
@@ -169,14 +174,17 @@ impl World {
             disk,
             watch,
         };
-        world.client = world.boot(
+        world.client = boot(
+            &world.clock,
+            &world.watch,
             scenario,
             &scenario.client,
             CLIENT,
             a,
             &sim_disk(&world.clock, scenario.seed),
         );
-        world.server = world.boot(scenario, &scenario.server, SERVER, b, &world.disk);
+        world.server =
+            boot(&world.clock, &world.watch, scenario, &scenario.server, SERVER, b, &world.disk);
         world.start_server(scenario);
         let stack = world.client_stack();
         for (number, flow) in scenario.flows.iter().enumerate() {
@@ -185,32 +193,6 @@ impl World {
             stack.spawn(task).expect("a task for each flow");
         }
         world
-    }
-
-    fn boot(
-        &self,
-        scenario: &Scenario,
-        host: &Host,
-        address: Ipv4Addr,
-        link: SimLink,
-        disk: &SimDisk,
-    ) -> Station {
-        let flows = scenario.flows.len();
-        let mut config = ShardConfig::new(Ipv4Config { address, prefix_len: 24, gateway: None });
-        config.tcp = scenario.tcp(host);
-        config.limits = Limits {
-            connections: 2 * flows + 64,
-            channel_packets: 1024,
-            slices: 8192,
-            tasks: 2 * flows + 64,
-            sleepers: 2 * flows + 64,
-            ..Limits::default()
-        };
-        config.secret = [address.octets()[3] ^ scenario.seed as u8; 48];
-        let arena = ArenaConfig { frames: FRAMES, blocks: BLOCKS, huge_pages: HugePages::Never };
-        let arena = Arena::new(&arena).expect("memory for a host");
-        let shard = Shard::new(config, link, self.clock.clone(), arena, Box::new(disk.clone()));
-        Station::Up(Box::new(shard), Rc::clone(&self.watch))
     }
 
     fn start_server(&self, scenario: &Scenario) {
@@ -256,7 +238,8 @@ impl World {
         let link = self.wire.reopen(Direction::BToA);
         // What the old one has asked its disk for must not come to the new one.
         self.disk = sim_disk(&self.clock, scenario.seed);
-        self.server = self.boot(scenario, &scenario.server, SERVER, link, &self.disk);
+        self.server =
+            boot(&self.clock, &self.watch, scenario, &scenario.server, SERVER, link, &self.disk);
         self.watch.monitor.borrow_mut().forget();
         self.start_server(scenario);
     }
@@ -275,9 +258,38 @@ impl World {
     }
 }
 
-fn sim_disk(clock: &VirtualClock, seed: u64) -> SimDisk {
+/// A disk of a host.
+pub fn sim_disk(clock: &VirtualClock, seed: u64) -> SimDisk {
     let config = DiskConfig { jitter_nanos: 300_000, seed, ..DiskConfig::default() };
     SimDisk::new(clock, &config).expect("memory for a disk queue")
+}
+
+/// A host with all its memory.
+pub fn boot(
+    clock: &VirtualClock,
+    watch: &Rc<Watch>,
+    scenario: &Scenario,
+    host: &Host,
+    address: Ipv4Addr,
+    link: SimLink,
+    disk: &SimDisk,
+) -> Station {
+    let flows = scenario.flows.len();
+    let mut config = ShardConfig::new(Ipv4Config { address, prefix_len: 24, gateway: None });
+    config.tcp = scenario.tcp(host);
+    config.limits = Limits {
+        connections: 2 * flows + 64,
+        channel_packets: 1024,
+        slices: 8192,
+        tasks: 2 * flows + 64,
+        sleepers: 2 * flows + 64,
+        ..Limits::default()
+    };
+    config.secret = [address.octets()[3] ^ scenario.seed as u8; 48];
+    let arena = ArenaConfig { frames: FRAMES, blocks: BLOCKS, huge_pages: HugePages::Never };
+    let arena = Arena::new(&arena).expect("memory for a host");
+    let shard = Shard::new(config, link, clock.clone(), arena, Box::new(disk.clone()));
+    Station::Up(Box::new(shard), Rc::clone(watch))
 }
 
 /// Buffers of an arena that are in use: frames, blocks.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
-use millstream_tests_sim::{Grid, Scenario, run, run_traced};
+use millstream_tests_sim::{Grid, Scenario, run, run_against_smoltcp, run_traced};
 
 /// Plays random scenarios in virtual time.
 #[derive(Debug, Parser)]
@@ -21,6 +21,9 @@ struct Arguments {
     /// Prints the frames of that seed, too.
     #[arg(long, requires = "seed")]
     trace: bool,
+    /// Against smoltcp at the other end.
+    #[arg(long)]
+    smoltcp: bool,
     /// The first seed; else one that depends on the time.
     #[arg(long)]
     from: Option<u64>,
@@ -32,7 +35,7 @@ struct Arguments {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if let Some(seed) = arguments.seed {
-        return one(seed, arguments.trace);
+        return one(seed, &arguments);
     }
     let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let from = arguments.from.unwrap_or(clock.map_or(0, |time| time.as_secs()) << 24);
@@ -50,7 +53,8 @@ fn main() -> ExitCode {
     let start = Instant::now();
     let counts = std::sync::Mutex::new((0u64, 0u64));
     let seeds = from..from + arguments.count.unwrap_or(1 << 24);
-    let summary = Grid::default().play(seeds, |seed, outcome| {
+    let grid = if arguments.smoltcp { Grid::new(run_against_smoltcp) } else { Grid::default() };
+    let summary = grid.play(seeds, |seed, outcome| {
         let Ok(mut counts) = counts.lock() else { return false };
         counts.0 += 1;
         counts.1 += u64::from(outcome.is_ok());
@@ -75,11 +79,16 @@ fn main() -> ExitCode {
     if summary.seeds_ok == summary.seeds { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn one(seed: u64, trace: bool) -> ExitCode {
+fn one(seed: u64, arguments: &Arguments) -> ExitCode {
     let scenario = Scenario::from_seed(seed);
     println!("{scenario}");
     let start = Instant::now();
-    let outcome = if trace { run_traced(&scenario) } else { run(&scenario) };
+    let outcome = if arguments.smoltcp {
+        run_against_smoltcp(seed)
+    } else {
+        let outcome = if arguments.trace { run_traced(&scenario) } else { run(&scenario) };
+        outcome.map_err(|failure| format!("{}: {}", failure.oracle, failure.what))
+    };
     let took = start.elapsed();
     match outcome {
         Ok(measured) => {
@@ -87,7 +96,7 @@ fn one(seed: u64, trace: bool) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(failure) => {
-            println!("{}: {}", failure.oracle, failure.what);
+            println!("{failure}");
             ExitCode::FAILURE
         }
     }
