@@ -1,10 +1,12 @@
 //! Byte-exactness over a link that loses, reorders, duplicates and corrupts frames.
 //!
 //! ```text
-//! kernel: va ---- ra: relay.py :dtap0 ---- net_tap: millstream
+//! kernel: va ---- ra: relay :dtap0 ---- net_tap: millstream
 //! ```
 
-use millstream_tests::{Lab, Namespace, Process, Server, Signal, Site, content, project_file};
+use millstream_tests::{
+    Lab, Namespace, Process, Server, Signal, Site, built_binary, content, project_file,
+};
 
 use crate::bulk::{echo, round_trip};
 
@@ -19,7 +21,8 @@ fn stations(lab: &Lab) -> (Namespace<'_>, Namespace<'_>) {
 /// Starts the relay; the tap must be there.
 fn relay(middle: &Namespace<'_>, impairments: &[&str]) -> Process {
     let mut relay = middle.command("python3");
-    relay.arg(project_file("tests/kernel/relay.py")).args(["ra", "dtap0"]).args(impairments);
+    relay.arg(project_file("tests/relay.py")).args(["ra", "dtap0"]);
+    relay.arg(built_binary("millstream-relay")).args(impairments);
     let relay = Process::start(&mut relay);
     relay.wait_line(|line| line.starts_with("ready").then_some(()));
     relay
@@ -29,10 +32,10 @@ fn relay(middle: &Namespace<'_>, impairments: &[&str]) -> Process {
 fn end(relay: Process, impairments: &[&str]) {
     relay.signal(Signal::TERM);
     let told = relay.finish();
-    let words: Vec<_> = told.stdout.split_whitespace().collect();
+    let words: Vec<_> = told.stderr.split_whitespace().collect();
     for name in impairments {
         let at = words.iter().position(|word| word == name).expect("a count");
-        assert_ne!(words[at + 1], "0", "no frame was {name}: {}", told.stdout);
+        assert_ne!(words[at + 1], "0", "no frame was {name}: {}", told.stderr);
     }
 }
 

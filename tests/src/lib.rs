@@ -12,6 +12,7 @@
 mod config;
 mod lab;
 mod process;
+pub mod relay;
 mod server;
 mod site;
 mod wire;
@@ -19,7 +20,7 @@ mod wire;
 pub use config::profile;
 pub use lab::{Lab, Namespace};
 pub use process::{Finished, PATIENCE, Process, Signal};
-pub use server::{Server, millstream_binary, project_file, serve};
+pub use server::{Server, built_binary, millstream_binary, project_file, serve};
 pub use site::{Site, content};
 pub use wire::{RawConnection, Response};
 

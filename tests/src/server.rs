@@ -18,13 +18,21 @@ pub fn project_file(path: &str) -> PathBuf {
 /// # Panics
 /// If it is not there.
 pub fn millstream_binary() -> PathBuf {
+    built_binary("millstream")
+}
+
+/// A program of the workspace, built beside the running test.
+///
+/// # Panics
+/// If it is not there.
+pub fn built_binary(name: &str) -> PathBuf {
     // target/PROFILE/deps/TEST
     let test = std::env::current_exe().expect("the test's own path");
     let profile = test.ancestors().nth(2).expect("the profile's folder");
-    let binary = profile.join("millstream");
+    let binary = profile.join(name);
     assert!(
         binary.exists(),
-        "{} is missing: build it with `cargo build -p millstream-apps` in the profile of the tests",
+        "{} is missing: build it with `cargo build --workspace --bins` in the profile of the tests",
         binary.display()
     );
     binary

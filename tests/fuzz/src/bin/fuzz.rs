@@ -1,6 +1,8 @@
 //! The program that `make fuzz` runs: libFuzzer around the target that `MILLSTREAM_FUZZ` names.
 //! Without that variable it lists the targets, each with the longest input that is worth a try.
 
+#![no_main]
+
 use std::sync::OnceLock;
 
 use libfuzzer_sys::fuzz_target;
