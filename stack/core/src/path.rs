@@ -65,8 +65,8 @@ impl State {
         if !conn.tcb.is_in_flight(seq) || mtu >= self.capabilities.mtu {
             return false;
         }
-        self.path_mtus.lower(remote.ip(), mtu, self.now);
-        self.metrics.path_mtu_lowered += 1;
+        let lowered = self.path_mtus.lower(remote.ip(), mtu, self.now);
+        self.metrics.path_mtu_lowered += u64::from(lowered);
         let limit = mtu.saturating_sub(headers_len(key));
         let events = conn.tcb.limit_segments(&mut env!(self), limit);
         self.after_events(number, events);

@@ -39,14 +39,18 @@ impl PathMtus {
         (now < path.until).then_some(path.mtu)
     }
 
-    /// Remembers that no more than `mtu` bytes pass. Never raises what is known: only time does
-    /// (RFC 8201 section 4).
-    pub fn lower(&mut self, destination: IpAddr, mtu: u16, now: Instant) {
+    /// Remembers that no more than `mtu` bytes pass; returns whether that is less than was known.
+    /// Never raises what is known: only time does (RFC 8201 section 4).
+    pub fn lower(&mut self, destination: IpAddr, mtu: u16, now: Instant) -> bool {
         let until = now.plus_nanos(LIFETIME_NANOS);
         self.paths.retain(|path| now < path.until);
         match self.paths.iter_mut().find(|path| path.destination == destination) {
-            Some(path) if path.mtu < mtu => {}
-            Some(path) => (path.mtu, path.until) = (mtu, until),
+            Some(path) if path.mtu < mtu => return false,
+            Some(path) => {
+                let known = path.mtu;
+                (path.mtu, path.until) = (mtu, until);
+                return mtu < known;
+            }
             None => {
                 if self.paths.len() == PATHS_MAX {
                     self.paths.remove(0);
@@ -54,6 +58,7 @@ impl PathMtus {
                 self.paths.push(Path { destination, mtu, until });
             }
         }
+        true
     }
 }
 

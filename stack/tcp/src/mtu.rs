@@ -39,10 +39,7 @@ impl Tcb {
         self.mss = mss;
         env.stats.path_limits += 1;
         if self.state.transmits() && self.snd_una != self.snd_max {
-            self.facts.remove(Facts::IN_RECOVERY | Facts::TIMING | Facts::TX_FIRST);
-            self.dup_acks = 0;
-            self.snd_nxt = self.snd_una;
-            self.send_queue.rewind();
+            self.resend_all(env);
             self.arm_retransmit(env);
         }
         let mut events = Events::empty();

@@ -425,6 +425,26 @@ impl Tcb {
         self.sync_flight(env);
     }
 
+    /// All that is in flight has to go again, in smaller segments: it was lost to its size, not to
+    /// congestion, so the window stays, and is not given back either.
+    #[cold]
+    pub(crate) fn resend_all(&mut self, env: &mut Env<'_>) {
+        self.facts.remove(Facts::TIMING);
+        self.marks.remove(Marks::NEW_FIRST);
+        if !self.open_flight(env) {
+            self.facts.insert(Facts::TX_AGAIN);
+            return;
+        }
+        if let Some((flight, records)) = env.slices.flights.get_mut(self.flight) {
+            flight.mark_lost_by_timeout(records, |_| false, &mut Progress::default());
+            flight.undo = Undo::default();
+            flight.high_seq = self.snd_max;
+            flight.probe = Probe::default();
+        }
+        self.ca_state = CongestionState::Loss;
+        self.sync_flight(env);
+    }
+
     /// Sends a lost segment again; `false` if there turned out to be none.
     #[cold]
     pub(crate) fn resend_lost(&mut self, env: &mut Env<'_>, out: &mut Segment) -> bool {
