@@ -4,6 +4,7 @@ mod check;
 mod sections;
 mod values;
 
+use std::net::{Ipv6Addr, SocketAddr};
 use std::path::Path;
 
 use millstream::buf::ArenaConfig;
@@ -14,8 +15,8 @@ use serde::{Deserialize, Serialize};
 use crate::error::AppError;
 pub use sections::Huge;
 use sections::{
-    DiskSection, DpdkSection, Driver, HttpSection, Ipv4Section, LimitsSection, LinkSection,
-    MemorySection, Role, ShardSection, TcpSection,
+    DiskSection, DpdkSection, Driver, HttpSection, Ipv4Section, Ipv6Section, LimitsSection,
+    LinkSection, MemorySection, Role, ShardSection, TcpSection,
 };
 
 /// A whole profile. Everything has a default.
@@ -26,6 +27,8 @@ pub struct Config {
     pub link: LinkSection,
     /// Our place in the network.
     pub ipv4: Ipv4Section,
+    /// Our place in the IPv6 network.
+    pub ipv6: Ipv6Section,
     /// The arena.
     pub memory: MemorySection,
     /// DPDK's start.
@@ -79,6 +82,12 @@ impl Config {
             if value == 0 || value > 1 << 24 {
                 return bad(&format!("{name} is {value}; set it between 1 and {}", 1 << 24));
             }
+        }
+        if self.link.vlan.is_some_and(|vlan| !(1..=4094).contains(&vlan)) {
+            return bad("link.vlan must be between 1 and 4094");
+        }
+        if self.link.mtu.is_some_and(|mtu| mtu < 1280) && self.ipv6.config().is_some() {
+            return bad("link.mtu must be at least 1280 for IPv6");
         }
         let buffers =
             [self.tcp.recv_buffer_bytes, self.tcp.send_buffer_bytes].map(|bytes| bytes as usize);
@@ -187,9 +196,31 @@ impl Config {
         }
     }
 
+    /// The addresses on which a service listens: ours of IPv4, or any of both versions.
+    pub fn listen_on(&self, port: u16) -> SocketAddr {
+        match self.ipv6.config() {
+            Some(_) => SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port),
+            None => SocketAddr::new(self.ipv4.address.ip.into(), port),
+        }
+    }
+
+    /// The addresses of a service for people, behind a prefix such as `http://`.
+    pub fn listens_on(&self, prefix: &str, port: u16) -> String {
+        let v4 = SocketAddr::new(self.ipv4.address.ip.into(), port);
+        match (self.ipv6.address, self.ipv6.slaac) {
+            (Some(cidr), _) => {
+                format!("{prefix}{v4} and {prefix}{}", SocketAddr::new(cidr.ip.into(), port))
+            }
+            (None, true) => format!("{prefix}{v4} and over IPv6"),
+            (None, false) => format!("{prefix}{v4}"),
+        }
+    }
+
     /// The shard.
     pub fn shard_config(&self) -> ShardConfig {
         let mut config = ShardConfig::new(self.ipv4.config());
+        config.ipv6 = self.ipv6.config();
+        config.vlan = self.link.vlan;
         config.limits = self.limits.limits(self.disk.depth);
         config.tcp = self.tcp.config();
         config

@@ -2,7 +2,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::net::SocketAddrV4;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -26,9 +25,9 @@ pub fn run(args: &EchoArgs) -> Result<(), AppError> {
     let config = Config::load(&args.node.config, &args.node.overrides)?;
     let stop = Stop::install().map_err(AppError::runtime)?;
     let node = Node::open(&config)?;
-    let address = SocketAddrV4::new(config.ipv4.address.ip, args.listen);
+    let address = config.listen_on(args.listen);
     let listener = node.stack().listen(address, 128).map_err(AppError::usage)?;
-    say(format_args!("echoing on {address} | {}", node.facts()));
+    say(format_args!("echoing on {} | {}", config.listens_on("", args.listen), node.facts()));
     node.block_on(|stack| async move {
         let open = Rc::<Open>::default();
         let accepting = accept(stack.clone(), listener, Rc::clone(&open));

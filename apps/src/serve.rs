@@ -1,6 +1,5 @@
 //! `millstream serve`.
 
-use std::net::SocketAddrV4;
 use std::time::Duration;
 
 use millstream::core::Stack;
@@ -28,11 +27,12 @@ pub fn run(args: &ServeArgs) -> Result<(), AppError> {
     let root = Root::open(&args.root).map_err(AppError::usage)?;
     let stop = Stop::install().map_err(AppError::runtime)?;
     let node = Node::open(&config)?;
-    let address = SocketAddrV4::new(config.ipv4.address.ip, config.http.port);
+    let address = config.listen_on(config.http.port);
     let stack = node.stack().clone();
     let listener = stack.listen(address, config.http.backlog).map_err(AppError::usage)?;
     let server = FileServer::new(&stack, root, node.fill_queue()?, config.http.server());
-    say(format_args!("serving {} on http://{address} | {}", args.root.display(), node.facts()));
+    let urls = config.listens_on("http://", config.http.port);
+    say(format_args!("serving {} on {urls} | {}", args.root.display(), node.facts()));
 
     let drain = Duration::from_secs(config.http.drain_s);
     let drained = server.clone();

@@ -5,6 +5,7 @@
 mod bulk;
 mod http;
 mod impaired;
+mod ipv6;
 mod links;
 mod load;
 mod neighbours;

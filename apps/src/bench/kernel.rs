@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, SocketAddrV4};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use mio::net::TcpStream;
@@ -48,7 +48,7 @@ pub fn run(plan: &Plan, run: &mut Run) -> io::Result<()> {
         run,
         poll: Poll::new()?,
         epoch: Instant::now(),
-        remote: SocketAddrV4::into(plan.remote),
+        remote: plan.remote,
         conns: Vec::with_capacity(plan.connections),
         waiting: VecDeque::new(),
         finished: 0,
@@ -308,9 +308,9 @@ mod tests {
     use std::net::{Ipv4Addr, TcpListener};
 
     /// A server that gives each connection `answers` answers, then `last`, then closes it.
-    fn server(answers: usize, last: &'static [u8]) -> SocketAddrV4 {
+    fn server(answers: usize, last: &'static [u8]) -> SocketAddr {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let SocketAddr::V4(address) = listener.local_addr().unwrap() else { unreachable!() };
+        let address = listener.local_addr().unwrap();
         std::thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
                 std::thread::spawn(move || {
@@ -328,7 +328,7 @@ mod tests {
         address
     }
 
-    fn go(remote: SocketAddrV4, requests: u64, connections: usize) -> (io::Result<()>, Run) {
+    fn go(remote: SocketAddr, requests: u64, connections: usize) -> (io::Result<()>, Run) {
         let limits = Limits { duration: Duration::from_secs(20), requests: Some(requests) };
         let plan = Plan { remote, connections, pipeline: 1, timeout: Duration::from_secs(5) };
         let schedule = Schedule::new(limits, None);
@@ -365,7 +365,7 @@ mod tests {
     #[test]
     fn nobody_there_is_an_error() {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let SocketAddr::V4(address) = listener.local_addr().unwrap() else { unreachable!() };
+        let address = listener.local_addr().unwrap();
         drop(listener);
         let (result, run) = go(address, 1, 2);
         assert_eq!(result.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);

@@ -10,7 +10,7 @@ mod session;
 mod stack;
 mod tally;
 
-use std::net::SocketAddrV4;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
@@ -111,7 +111,7 @@ fn rate(text: &str) -> Result<f64, String> {
 /// What a generator needs to know of a run.
 #[derive(Clone, Copy, Debug)]
 struct Plan {
-    remote: SocketAddrV4,
+    remote: SocketAddr,
     connections: usize,
     pipeline: usize,
     timeout: Duration,
@@ -121,11 +121,13 @@ struct Plan {
 #[derive(Debug, thiserror::Error)]
 pub enum BenchError {
     /// A URL that is none.
-    #[error("`{0}` is not a URL of the form http://198.18.0.2:80/path with a numeric address")]
+    #[error(
+        "`{0}` is not a URL of the form http://198.18.0.2:80/path or http://[2001:db8::2]:80/path with a numeric address"
+    )]
     Url(String),
     /// More than one server.
     #[error("all URLs must be of one server: {0} and {1} are two")]
-    TwoServers(SocketAddrV4, SocketAddrV4),
+    TwoServers(SocketAddr, SocketAddr),
     /// A path that does not begin with a slash or has blanks in it.
     #[error("`{0}` in the list of paths must begin with `/` and have no blanks")]
     Path(String),
@@ -141,7 +143,7 @@ pub enum BenchError {
     },
     /// The server cannot be reached.
     #[error("cannot connect to {0}: {1}")]
-    Connect(SocketAddrV4, String),
+    Connect(SocketAddr, String),
     /// Our own stack could not be started.
     #[error(transparent)]
     Stack(#[from] AppError),
@@ -261,7 +263,7 @@ fn via_stack(config: &std::path::Path, plan: Plan, run: Run) -> Result<Run, Benc
 }
 
 /// The server and the paths that are asked for.
-fn targets(args: &HttpArgs) -> Result<(SocketAddrV4, Vec<String>), BenchError> {
+fn targets(args: &HttpArgs) -> Result<(SocketAddr, Vec<String>), BenchError> {
     let mut paths = Vec::new();
     let mut server = None;
     for url in &args.urls {
@@ -289,15 +291,23 @@ fn targets(args: &HttpArgs) -> Result<(SocketAddrV4, Vec<String>), BenchError> {
     Ok((server, paths))
 }
 
-fn parse_url(url: &str) -> Option<(SocketAddrV4, String)> {
+fn parse_url(url: &str) -> Option<(SocketAddr, String)> {
     let rest = url.strip_prefix("http://")?;
     let (authority, path) = match rest.find('/') {
         Some(at) => rest.split_at(at),
         None => (rest, "/"),
     };
-    let address = match authority.parse::<SocketAddrV4>() {
+    let address = match authority.parse::<SocketAddr>() {
         Ok(address) => address,
-        Err(_) => SocketAddrV4::new(authority.parse().ok()?, 80),
+        Err(_) => {
+            let inside = authority.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+            let ip = match inside {
+                Some(ip) => IpAddr::V6(ip.parse::<Ipv6Addr>().ok()?),
+                // Without brackets an address would run into the port.
+                None => IpAddr::V4(authority.parse().ok()?),
+            };
+            SocketAddr::new(ip, 80)
+        }
     };
     is_path(path).then(|| (address, path.to_owned()))
 }
@@ -313,12 +323,23 @@ mod tests {
 
     #[test]
     fn urls() {
-        let address = |text: &str| text.parse::<SocketAddrV4>().unwrap();
+        let address = |text: &str| text.parse::<SocketAddr>().unwrap();
         let (got, path) = parse_url("http://198.18.0.2/a/b?c").unwrap();
         assert_eq!((got, path.as_str()), (address("198.18.0.2:80"), "/a/b?c"));
         let (got, path) = parse_url("http://198.18.0.2:8080").unwrap();
         assert_eq!((got, path.as_str()), (address("198.18.0.2:8080"), "/"));
-        for bad in ["https://198.18.0.2/", "198.18.0.2/", "http://host/", "http://198.18.0.2/a b"] {
+        let (got, path) = parse_url("http://[2001:db8::2]/a").unwrap();
+        assert_eq!((got, path.as_str()), (address("[2001:db8::2]:80"), "/a"));
+        let (got, _) = parse_url("http://[2001:db8::2]:8080").unwrap();
+        assert_eq!(got, address("[2001:db8::2]:8080"));
+        for bad in [
+            "http://2001:db8::2/",
+            "http://[198.18.0.2]/",
+            "https://198.18.0.2/",
+            "198.18.0.2/",
+            "http://host/",
+            "http://198.18.0.2/a b",
+        ] {
             assert!(parse_url(bad).is_none(), "{bad}");
         }
         assert!(parse_url("http://198.18.0.2/a\r\nX: y").is_none());

@@ -1,18 +1,18 @@
 //! The sections of a profile. Their defaults come from the parts that they set up.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use millstream::buf::{ArenaConfig, HugePages};
-use millstream::core::{Idle, Ipv4Config, Limits};
+use millstream::core::{Idle, Ipv4Config, Ipv6Config, Limits};
 use millstream::disk::QueueKind;
 use millstream::dpdk_port::{Device, EalConfig, PortConfig};
 use millstream::http::{CacheConfig, ServerConfig, Timeouts};
 use millstream::tcp::KeepAlive;
 use serde::{Deserialize, Serialize};
 
-use super::values::{Cidr, Mac, PciAddress};
+use super::values::{Cidr, CidrV6, Mac, PciAddress};
 
 /// Kinds of links.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -79,6 +79,7 @@ pub struct LinkSection {
     pub tx_file: Option<PathBuf>,
     pub pci: Option<PciAddress>,
     pub mtu: Option<u16>,
+    pub vlan: Option<u16>,
     pub rx_descriptors: u16,
     pub tx_descriptors: u16,
     pub mbufs: u32,
@@ -99,6 +100,7 @@ impl Default for LinkSection {
             tx_file: None,
             pci: None,
             mtu: None,
+            vlan: None,
             rx_descriptors: port.rx_descriptors,
             tx_descriptors: port.tx_descriptors,
             mbufs: port.mbufs,
@@ -131,6 +133,28 @@ impl Ipv4Section {
             prefix_len: self.address.prefix_len,
             gateway: self.gateway,
         }
+    }
+}
+
+/// `[ipv6]`: spoken if there is an address, or a router is to give one.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Ipv6Section {
+    pub address: Option<CidrV6>,
+    pub gateway: Option<Ipv6Addr>,
+    pub slaac: bool,
+}
+
+impl Ipv6Section {
+    /// As the shard takes it.
+    pub fn config(&self) -> Option<Ipv6Config> {
+        (self.address.is_some() || self.slaac).then(|| Ipv6Config {
+            addresses: self.address.iter().map(|cidr| (cidr.ip, cidr.prefix_len)).collect(),
+            gateway: self.gateway,
+            slaac: self.slaac,
+            stable_secret: None,
+        })
     }
 }
 

@@ -1,7 +1,7 @@
 //! Values that TOML has no type for.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use millstream::dpdk_port::pci_address;
@@ -48,6 +48,47 @@ impl TryFrom<String> for Cidr {
 impl From<Cidr> for String {
     fn from(cidr: Cidr) -> Self {
         cidr.to_string()
+    }
+}
+
+/// An IPv6 address with the length of its network's prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct CidrV6 {
+    /// The address.
+    pub ip: Ipv6Addr,
+    /// Bits of the prefix.
+    pub prefix_len: u8,
+}
+
+impl FromStr for CidrV6 {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong =
+            || format!("`{text}` is no IPv6 address with a prefix; write it as \"2001:db8::2/64\"");
+        let (ip, len) = text.split_once('/').ok_or_else(wrong)?;
+        let ip: Ipv6Addr = ip.parse().map_err(|_| wrong())?;
+        let prefix_len: u8 = len.parse().map_err(|_| wrong())?;
+        let usable = prefix_len <= 128
+            && !ip.is_unspecified()
+            && !ip.is_multicast()
+            && !ip.is_loopback()
+            && ip.to_ipv4_mapped().is_none();
+        if usable { Ok(Self { ip, prefix_len }) } else { Err(wrong()) }
+    }
+}
+
+impl TryFrom<String> for CidrV6 {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<CidrV6> for String {
+    fn from(cidr: CidrV6) -> Self {
+        format!("{}/{}", cidr.ip, cidr.prefix_len)
     }
 }
 
@@ -119,6 +160,13 @@ mod tests {
         for bad in ["198.18.0.2", "198.18.0.2/33", "198.18.0/24", "0.0.0.0/0", "224.0.0.1/4", "x/1"]
         {
             assert!(bad.parse::<Cidr>().is_err(), "{bad}");
+        }
+        let cidr: CidrV6 = "2001:db8::2/64".parse().unwrap();
+        assert_eq!(String::from(cidr), "2001:db8::2/64");
+        for bad in
+            ["2001:db8::2", "2001:db8::2/129", "::/0", "ff02::1/8", "::1/128", "198.18.0.2/24"]
+        {
+            assert!(bad.parse::<CidrV6>().is_err(), "{bad}");
         }
         let mac = Mac::try_from("02:00:c6:12:00:fe".to_owned()).unwrap();
         assert_eq!(mac.0, [2, 0, 0xc6, 0x12, 0, 0xfe]);

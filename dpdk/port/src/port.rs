@@ -529,6 +529,12 @@ impl Shared {
             }
             None => own,
         };
+        if !self.quirks.emulates_offloads {
+            // IPv6 asks for addresses by multicast. A device that cannot filter groups refuses, and
+            // passes them anyway; a software device gets all and leaves the kernel's as it is.
+            // SAFETY: the port is open.
+            unsafe { dpdk_sys::rte_eth_allmulticast_enable(self.port) };
+        }
         if mac != own && self.quirks.promiscuous {
             // SAFETY: the port is open; six bytes are read.
             unsafe {
