@@ -1,4 +1,4 @@
-//! BBR after draft-ietf-ccwg-bbr, whose sections are cited (version 3 of the model).
+//! BBR after draft-ietf-ccwg-bbr-06, whose sections are cited (version 3 of the model).
 //!
 //! It does not take loss for its only signal. From what is delivered it makes a model of the path:
 //! the largest rate, the least round-trip time, how much in flight was too much. It then sends at
@@ -19,6 +19,11 @@
 //!   trip, of which the loss rate is.
 //! * The draft has no answer to ECN but asks for one. Here a mark is as a loss: while probing, too
 //!   much was in flight; otherwise it lowers the short-term model; two rounds with marks end Startup.
+//! * The short-term model follows what was sent, not what was delivered, as long as no more is lost
+//!   than section 2.8 tolerates, and leaves out the margin below which this side paces. Both shrink
+//!   each round a little although the path asks for nothing; with 1 % of random loss on a path of
+//!   100 Mbit/s and 40 ms that is the difference between 80 % and 92 % of its rate.
+//! * Without SACK the draft takes any loss for too much in flight. Here it is the same 2 %.
 //! * State is saved for an undo when an episode begins, not in each of its rounds.
 //! * Samples of ProbeRTT are left out here, for the sender cannot be told to call them limited.
 //! * All numbers are integers; gains are percentages.
@@ -84,7 +89,7 @@ pub(super) enum State {
     ProbeRtt,
 }
 
-/// What ACKs mean with respect to bandwidth probing (section 2.13).
+/// What ACKs mean with respect to bandwidth probing (section 2.14).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum AckPhase {
     Init,
@@ -106,7 +111,7 @@ struct Sample {
     tx_flight: u32,
 }
 
-/// What an undo brings back (section 2.14).
+/// What an undo brings back (section 2.15).
 #[derive(Clone, Copy, Debug)]
 struct Undo {
     /// The state that losses ended.

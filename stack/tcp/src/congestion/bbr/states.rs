@@ -6,7 +6,7 @@ use super::{
 };
 use crate::congestion::CWND_MAX;
 
-/// Most rounds between probes, for NewReno's sake (section 5.3.3.5.3).
+/// Most rounds between probes, for NewReno's sake (section 5.3.3.8.1).
 const RENO_ROUNDS_MAX: u32 = 63;
 
 impl Bbr {
@@ -79,7 +79,7 @@ impl Bbr {
         self.raise_slope(window, ack.mss);
     }
 
-    /// Section 5.3.3.6, UpdateProbeBWCyclePhase.
+    /// Section 5.3.3.9, UpdateProbeBWCyclePhase.
     pub(super) fn update_probe_bw_cycle(&mut self, window: &Window, ack: &Ack, sample: &Sample) {
         if !self.full_bw_reached || self.adapt_long_term_model(window, ack, sample) {
             return;
@@ -115,14 +115,14 @@ impl Bbr {
         }
     }
 
-    /// Section 5.3.3.5.3: after two to three seconds, or as many rounds as NewReno would need.
+    /// Section 5.3.3.8.3: after two to three seconds, or as many rounds as NewReno would need.
     fn is_time_to_probe(&self, window: &Window, ack: &Ack) -> bool {
         let reno_rounds = (self.target_inflight(window) / ack.mss.max(1)).min(RENO_ROUNDS_MAX);
         ack.now_us > self.cycle_at_us.saturating_add(self.probe_wait_us)
             || self.rounds_since_probe >= reno_rounds
     }
 
-    /// Section 5.3.3.4.3.
+    /// Section 5.3.3.7, IsTimeToGoDown.
     fn is_time_to_go_down(&mut self, window: &Window, ack: &Ack, sample: &Sample) -> bool {
         if self.prev_probe_too_high && ack.flight >= self.inflight_longterm {
             self.prev_probe_precautionary = true;
@@ -169,7 +169,7 @@ impl Bbr {
             if self.is_in_probe_bw() && !sample.app_limited {
                 self.max_bw.advance();
             }
-            // Section 5.3.3.4.2: the cautious probe did no harm, so that a whole one follows.
+            // Section 5.3.3.6: the cautious probe did no harm, so that a whole one follows.
             if self.is_in_probe_bw() && self.prev_probe_precautionary && !self.prev_probe_too_high {
                 self.start_refill(ack.total_delivered);
                 return true;
