@@ -17,8 +17,9 @@
 //! * A loss is judged by the sample of the ACK that shows it, not by the lost segment's own: the
 //!   amount in flight when the newest segment acknowledged was sent. Both were sent within a round
 //!   trip, of which the loss rate is.
-//! * The draft has no answer to ECN but asks for one. Here a mark is as a loss: while probing, too
-//!   much was in flight; otherwise it lowers the short-term model; two rounds with marks end Startup.
+//! * The draft has no answer to ECN but asks for one. Here marks are as losses, once a round trip:
+//!   while probing, too much was in flight; otherwise they lower the short-term model; two rounds
+//!   with marks end Startup.
 //! * The short-term model follows what was sent, not what was delivered, as long as no more is lost
 //!   than section 2.8 tolerates, and leaves out the margin below which this side paces. Both shrink
 //!   each round a little although the path asks for nothing; with 1 % of random loss on a path of
@@ -163,6 +164,8 @@ pub struct Bbr {
     ecn_rounds: u8,
     in_recovery: bool,
     after_timeout: bool,
+    /// The marks of a round trip were reported, and no ACK was seen since.
+    ecn_pending: bool,
 
     // Is the pipe full?
     full_bw: u64,
@@ -230,6 +233,7 @@ impl Bbr {
             ecn_rounds: 0,
             in_recovery: false,
             after_timeout: false,
+            ecn_pending: false,
             full_bw: 0,
             full_bw_count: 0,
             full_bw_now: false,
@@ -330,18 +334,19 @@ impl Controller for Bbr {
     /// Section 5.2.3, UpdateOnACK.
     fn on_ack(&mut self, window: &mut Window, ack: &Ack) {
         let sample = self.sample(ack);
+        // What follows a time-out ends with the first ACK: the window grows back by what is
+        // delivered, as section 5.6.4.4 has it.
         self.in_recovery &= ack.in_recovery;
-        if ack.delivered > 0 {
-            self.after_timeout = false;
-        }
-        self.note_congestion(ack);
+        self.after_timeout &= ack.delivered == 0;
+        let marked = std::mem::take(&mut self.ecn_pending);
+        self.note_congestion(ack, marked);
         self.update_latest_delivery_signals(ack, &sample);
         self.update_congestion_signals(window, ack, &sample);
         self.update_ack_aggregation(window, ack);
         self.check_full_bw_reached(&sample);
         self.check_startup_done(ack, &sample);
         self.check_drain_done(ack);
-        self.update_probe_bw_cycle(window, ack, &sample);
+        self.update_probe_bw_cycle(window, ack, &sample, marked);
         self.update_min_rtt(ack);
         self.check_probe_rtt(window, ack);
         self.advance_latest_delivery_signals(&sample);
@@ -362,7 +367,7 @@ impl Controller for Bbr {
     ) -> u32 {
         self.save_state_upon_loss(window);
         if why == Signal::Ecn {
-            self.ecn_in_round = true;
+            self.ecn_pending = true;
         }
         window.cwnd.max(mss.saturating_mul(2)).min(CWND_MAX)
     }

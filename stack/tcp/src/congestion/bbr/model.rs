@@ -35,14 +35,14 @@ impl Bbr {
     }
 
     /// Section 5.5.10.2, NoteLoss; and the same for marks.
-    pub(super) fn note_congestion(&mut self, ack: &Ack) {
-        if ack.lost == 0 && ack.ece_bytes == 0 {
+    pub(super) fn note_congestion(&mut self, ack: &Ack, marked: bool) {
+        if ack.lost == 0 && !marked {
             return;
         }
         if !self.loss_in_round && !self.ecn_in_round {
             self.loss_round_delivered = ack.total_delivered;
         }
-        self.ecn_in_round |= ack.ece_bytes > 0;
+        self.ecn_in_round |= marked;
         if ack.lost > 0 {
             self.loss_in_round = true;
             self.loss_events_in_round = self.loss_events_in_round.saturating_add(1);

@@ -80,8 +80,14 @@ impl Bbr {
     }
 
     /// Section 5.3.3.9, UpdateProbeBWCyclePhase.
-    pub(super) fn update_probe_bw_cycle(&mut self, window: &Window, ack: &Ack, sample: &Sample) {
-        if !self.full_bw_reached || self.adapt_long_term_model(window, ack, sample) {
+    pub(super) fn update_probe_bw_cycle(
+        &mut self,
+        window: &Window,
+        ack: &Ack,
+        sample: &Sample,
+        marked: bool,
+    ) {
+        if !self.full_bw_reached || self.adapt_long_term_model(window, ack, sample, marked) {
             return;
         }
         match self.state {
@@ -159,7 +165,13 @@ impl Bbr {
     }
 
     /// AdaptLongTermModel. `true`: the next state is decided.
-    fn adapt_long_term_model(&mut self, window: &Window, ack: &Ack, sample: &Sample) -> bool {
+    fn adapt_long_term_model(
+        &mut self,
+        window: &Window,
+        ack: &Ack,
+        sample: &Sample,
+        marked: bool,
+    ) -> bool {
         if self.ack_phase == AckPhase::ProbeStarting && self.round_start {
             self.ack_phase = AckPhase::ProbeFeedback;
         }
@@ -175,7 +187,7 @@ impl Bbr {
                 return true;
             }
         }
-        if self.is_inflight_too_high(sample) || ack.ece_bytes > 0 {
+        if self.is_inflight_too_high(sample) || marked {
             return self.bw_probe_sample && self.handle_inflight_too_high(window, ack, sample);
         }
         if self.inflight_longterm != INFINITE {
