@@ -332,7 +332,8 @@ impl TcpStream {
 
     /// What TCP knows of the path.
     pub fn info(&self) -> Option<TcpInfo> {
-        self.stack.state().conns.named(self.id).map(|conn| conn.tcb.info())
+        let state = self.stack.state();
+        state.conns.named(self.id).map(|conn| conn.tcb.info_in(&state.slices))
     }
 
     /// The shard that it lives on.

@@ -100,10 +100,12 @@ pub fn run_traced(scenario: &Scenario) -> Result<Measured, Box<Failure>> {
     run.finish()
 }
 
-/// When a side of a flow was last seen to move.
+/// When a side of a flow was last seen to hear something from its peer.
 #[derive(Clone, Copy, Debug, Default)]
 struct Moved {
     acked: u64,
+    /// What the peer has beyond that, which starts the time-out anew too.
+    sacked: u32,
     at: Instant,
 }
 
@@ -268,8 +270,9 @@ impl<'a> Run<'a> {
         let open = info.is_some_and(|info| !matches!(info.state, State::Closed | State::TimeWait));
         let in_flight = info.is_some_and(|info| info.flight_bytes > 0);
         let waits = open && (in_flight || queued > acked) && !blocked;
-        if acked != moved.acked || !waits {
-            *moved = Moved { acked, at: now };
+        let sacked = info.map_or(0, |info| info.sacked);
+        if (acked, sacked) != (moved.acked, moved.sacked) || !waits {
+            *moved = Moved { acked, sacked, at: now };
         }
         let mut next = now.plus_nanos(LOOK_NANOS);
         if let (Some(info), true) = (info, waits) {

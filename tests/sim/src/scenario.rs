@@ -304,15 +304,10 @@ impl Scenario {
                 interval_us: 5_000_000,
                 probes: 40,
             }),
-            // Who has closed waits for a reader that pauses.
-            fin_wait_2_us: if self.has_long_pause() { 600_000_000 } else { 60_000_000 },
+            // Who has closed waits for a reader that pauses, and for a window whose opening was lost.
+            fin_wait_2_us: if self.is_clean() { 60_000_000 } else { 600_000_000 },
             ..Config::default()
         }
-    }
-
-    fn has_long_pause(&self) -> bool {
-        let long = |reading| matches!(reading, Reading::Stall { pause_us: 50_000_000.., .. });
-        self.flows.iter().any(|flow| long(flow.client_reads) || long(flow.server_reads))
     }
 }
 

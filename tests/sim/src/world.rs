@@ -86,8 +86,7 @@ impl Watch {
         }
     }
 
-    /// A sender that has just sent something new has no more in flight than its own window and the
-    /// peer's allow.
+    /// A sender that has just sent something new has no more in flight than its window allows.
     fn check_windows(&self) {
         loop {
             let fresh = self.monitor.borrow_mut().fresh.pop();
@@ -105,9 +104,10 @@ impl Watch {
             // Limited transmit (RFC 3042) may send two segments more.
             let allowed = info.cwnd_bytes.saturating_add(2 * u32::from(info.mss_bytes));
             let synchronised = !matches!(info.state, State::Closed | State::TimeWait);
+            // The peer's window is the monitor's concern: what was sent again counts twice here.
             if synchronised
-                && (info.flight_bytes > info.snd_wnd_bytes
-                    || (!info.in_recovery && info.flight_bytes > allowed))
+                && !info.in_recovery
+                && info.flight_bytes > allowed
                 && self.breach.borrow().is_none()
             {
                 let what = format!("flow {flow} {direction:?} sends beyond its window: {info:?}");

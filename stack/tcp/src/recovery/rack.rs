@@ -48,8 +48,10 @@ impl Rack {
 
     /// Microseconds until a segment sent at `sent_us` is lost; 0 or less: it is.
     pub(crate) fn remaining_us(&self, sent_us: u32, now_us: u32, reo_window_us: u32) -> i32 {
-        let since = now_us.wrapping_sub(sent_us) as i32;
-        (self.rtt_us + reo_window_us) as i32 - since
+        // A segment may have been repeated in vain for longer than 31 bits of microseconds are.
+        let since_us = i64::from(now_us.wrapping_sub(sent_us));
+        let left_us = i64::from(self.rtt_us) + i64::from(reo_window_us) - since_us;
+        left_us.clamp(i64::from(i32::MIN), i64::from(i32::MAX)) as i32
     }
 }
 
