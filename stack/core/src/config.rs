@@ -53,6 +53,8 @@ pub struct Ipv6Config {
 pub struct Limits {
     /// TCP connections in any state.
     pub connections: usize,
+    /// Connections in TIME_WAIT that no application holds, besides; the oldest makes way for more.
+    pub time_wait: usize,
     /// Frames that wait in all channels together.
     pub channel_packets: usize,
     /// Frames that wait in the channel of one connection.
@@ -75,6 +77,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 16 * 1024,
+            time_wait: 16 * 1024,
             channel_packets: 4096,
             connection_packets: 256,
             socket_packets: 512,
@@ -85,6 +88,18 @@ impl Default for Limits {
             disk_depth: 128,
         }
     }
+}
+
+/// When SYNs are answered with cookies, without keeping anything of them (RFC 4987).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SynCookiePolicy {
+    /// While as many handshakes are under way as the listener's backlog allows.
+    #[default]
+    Auto,
+    /// Always.
+    Always,
+    /// Never: the oldest handshake makes way for a newer one.
+    Off,
 }
 
 /// Everything a shard needs to know at start.
@@ -103,6 +118,8 @@ pub struct ShardConfig {
     /// Keys of hashes and initial sequence numbers. Must be secret and random, see
     /// [`random_secret`]; fixed in simulations.
     pub secret: [u8; 48],
+    /// What listeners do under a flood of SYNs.
+    pub syn_cookies: SynCookiePolicy,
     /// Verify and compute no checksums at all: for measuring what they cost. Never on a network.
     pub skip_checksums: bool,
 }
@@ -117,6 +134,7 @@ impl ShardConfig {
             limits: Limits::default(),
             tcp: millstream_tcp::Config::default(),
             secret: random_secret(),
+            syn_cookies: SynCookiePolicy::default(),
             skip_checksums: false,
         }
     }

@@ -36,8 +36,6 @@ bitflags::bitflags! {
         const CLOSED = 1 << 7;
         /// Counted among the half-open ones of its listener.
         const HALF_OPEN = 1 << 8;
-        /// On the list of those in TIME_WAIT.
-        const IN_TIME_WAIT = 1 << 9;
         /// On the list of those that wait for a buffer.
         const PARKED = 1 << 10;
         /// The application has ended its direction while a file is being sent: after the file.

@@ -178,6 +178,12 @@ impl FlowTable {
         }
     }
 
+    /// Flows in the table.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
     /// Adds a flow that is not in the table. The caller keeps the number of flows below the
     /// maximum that it asked for.
     pub fn insert(&mut self, key: &FlowKey, number: u32) {

@@ -39,9 +39,11 @@ mod splice;
 mod stack;
 mod state;
 mod stream;
+mod syn_cookie;
+mod time_wait;
 mod udp;
 
-pub use config::{Ipv4Config, Ipv6Config, Limits, ShardConfig, random_secret};
+pub use config::{Ipv4Config, Ipv6Config, Limits, ShardConfig, SynCookiePolicy, random_secret};
 pub use executor::{JoinHandle, TooManyTasks};
 pub use listener::ListenError;
 pub use metrics::{RxMetrics, ShardMetrics};

@@ -170,6 +170,9 @@ impl State {
         let opens = header.flags.contains(Flags::SYN)
             && !header.flags.intersects(Flags::ACK | Flags::RST | Flags::FIN);
         if !opens {
+            if self.accept_cookie(number, &packet, &header, header_len, key) {
+                return;
+            }
             return self.refuse(&packet, &header, header_len, key);
         }
         self.open_passively(number, &packet, &header, key);
@@ -192,10 +195,14 @@ impl State {
             self.rx.drop_backlog_full += 1;
             return;
         }
-        if listener.half_open >= listener.backlog {
+        let is_full = listener.half_open >= listener.backlog;
+        if self.wants_cookie(is_full) {
+            return self.answer_with_cookie(packet, header, key);
+        }
+        if is_full {
             self.evict_half_open(number);
         }
-        if self.conns.is_full() && !self.recycle_time_wait() {
+        if self.conns.is_full() {
             self.rx.drop_connections_exhausted += 1;
             return;
         }

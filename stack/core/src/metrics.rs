@@ -25,6 +25,10 @@ counters! {
         delivered_tcp,
         /// SYNs that opened a connection.
         delivered_syn,
+        /// SYNs that were answered with a cookie.
+        answered_with_cookie,
+        /// Segments of connections in TIME_WAIT that no application holds.
+        delivered_time_wait,
         /// Answered with a reset: nobody listens there.
         refused_tcp,
         /// Taken by a UDP socket.
@@ -75,6 +79,9 @@ counters! {
         drop_backlog_full,
         /// SYNs for which no connection was free.
         drop_connections_exhausted,
+        /// Data and FINs to no connection while cookies are about: what a cookie comes with may have
+        /// been lost or overtaken.
+        drop_before_cookie,
         /// UDP packets to a port that nobody has bound.
         drop_udp_no_socket,
         /// Segments to no connection that ask for no answer (resets), or from a broadcast address.
@@ -107,6 +114,14 @@ counters! {
         accepted,
         /// Half-open connections that made way for newer SYNs.
         half_open_evicted,
+        /// SYNs answered with a cookie.
+        syn_cookies_sent,
+        /// Connections opened by a cookie that came back.
+        syn_cookies_accepted,
+        /// ACKs that brought no cookie of ours, while some might have come.
+        syn_cookies_rejected,
+        /// Connections in TIME_WAIT that made way for others.
+        time_wait_recycled,
         /// Connections opened by us.
         connected,
         /// TCP segments handed to the link.

@@ -223,6 +223,12 @@ impl State {
 
     /// Resets a segment that belongs to no connection.
     pub fn send_reset(&mut self, key: &FlowKey, mac: [u8; 6], reply: &Segment) {
+        self.metrics.resets_out += 1;
+        self.send_reply(key, mac, reply);
+    }
+
+    /// Sends a segment without payload that is not a connection's.
+    pub fn send_reply(&mut self, key: &FlowKey, mac: [u8; 6], reply: &Segment) {
         let mut bytes = [0; HEADER_MAX];
         let checksums = Checksums { skip: self.checksums.skip, ..Checksums::default() };
         let stations = (self.station.mac, mac);
@@ -235,7 +241,6 @@ impl State {
         };
         let mut header = ArrayVec::from(bytes);
         header.truncate(len);
-        self.metrics.resets_out += 1;
         let until = self.now;
         self.send_raw(RawFrame { via: Via::Station(mac), header, payload: None, offload, until });
     }

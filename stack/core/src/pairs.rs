@@ -29,7 +29,8 @@ pub(crate) struct Pairs {
 }
 
 impl Pairs {
-    /// Room for as many pairs as there may be connections, and one that is just being looked at.
+    /// Room for as many pairs as there may be connections, in TIME_WAIT or not, and one that is just
+    /// being looked at.
     pub fn new(hasher: FlowHasher, connections: usize) -> Self {
         let max = connections + 1;
         let table = vec![0; (max.max(8) * 2).next_power_of_two()].into_boxed_slice();

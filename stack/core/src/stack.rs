@@ -106,7 +106,7 @@ impl Stack {
 
     fn start_connect(&self, remote: SocketAddr) -> Result<TcpStream, ConnectError> {
         let mut state = self.state();
-        if state.conns.is_full() && !state.recycle_time_wait() {
+        if state.conns.is_full() {
             return Err(ConnectError::TooMany(state.limits.connections));
         }
         let source = match remote.ip() {
@@ -196,7 +196,8 @@ impl Stack {
 
     /// What the shard did.
     pub fn metrics(&self) -> ShardMetrics {
-        self.state().metrics
+        let state = self.state();
+        ShardMetrics { time_wait_recycled: state.time_waits.recycled, ..state.metrics }
     }
 
     /// TCP's counters.
@@ -222,6 +223,11 @@ impl Stack {
     /// Connections in any state.
     pub fn connections(&self) -> usize {
         self.state().conns.len()
+    }
+
+    /// Connections in TIME_WAIT that no application holds; they are not among [`Self::connections`].
+    pub fn time_waits(&self) -> usize {
+        self.state().time_waits.len()
     }
 
     /// Polls of tasks since start: how often the application was called.
@@ -277,7 +283,10 @@ impl State {
             self.next_port = self.next_port.wrapping_add(1);
             let port = EPHEMERAL_FIRST + offset.wrapping_add(self.next_port) % ports;
             let key = to(port);
-            if self.find_conn(&key).is_none() && self.listener_ports[usize::from(port)] == 0 {
+            if self.find_conn(&key).is_none()
+                && !self.time_waits.contains(&key)
+                && self.listener_ports[usize::from(port)] == 0
+            {
                 return Some(key);
             }
         }

@@ -7,12 +7,12 @@ use std::task::Waker;
 use millstream_buf::{Arena, SizeClass, Staging};
 use millstream_disk::DiskQueue;
 use millstream_link::{Capabilities, HEADER_MAX, RxBurst};
-use millstream_tcp::{Env, Events, IsnGenerator, Segment, SliceSlab, TcpStats};
+use millstream_tcp::{Env, Events, IsnGenerator, Segment, SliceSlab, SynCookies, TcpStats};
 use millstream_timer::{Instant, TimerId, TimerWheel};
 
 use crate::autoconf::Host;
 use crate::channel::{Channel, ChannelSlab, Packet, Refused};
-use crate::config::{Limits, ShardConfig};
+use crate::config::{Limits, ShardConfig, SynCookiePolicy};
 use crate::conn::{Conn, ConnId, Conns, Facts, NONE};
 use crate::demux::{self, Class, Discard, Station};
 use crate::flow::{FlowHasher, FlowKey, FlowTable};
@@ -24,6 +24,7 @@ use crate::pairs::Pairs;
 use crate::pmtu::PathMtus;
 use crate::reassembly::Reassembly;
 use crate::splice::Splices;
+use crate::time_wait::TimeWaits;
 use crate::udp::UdpPort;
 
 /// What a wheel entry is for: two bits of the token, the rest is a number.
@@ -31,6 +32,7 @@ pub(crate) const TOKEN_KIND: u32 = 3 << 30;
 pub(crate) const TOKEN_CONN: u32 = 0;
 pub(crate) const TOKEN_SLEEP: u32 = 1 << 30;
 pub(crate) const TOKEN_LINK: u32 = 2 << 30;
+pub(crate) const TOKEN_TIME_WAIT: u32 = 3 << 30;
 
 /// Timers fired in one turn at most, so that packets still flow when many fall due at once.
 const TIMERS_A_TURN: usize = 256;
@@ -91,8 +93,10 @@ pub(crate) struct State {
     pub output: VecDeque<u32>,
     /// Connections that wait for their next hop's address.
     pub awaiting_neighbor: Vec<ConnId>,
-    /// Connections in TIME_WAIT, oldest first.
-    pub time_wait: VecDeque<ConnId>,
+    /// Connections in TIME_WAIT that nobody holds.
+    pub time_waits: TimeWaits,
+    pub cookies: SynCookies,
+    pub syn_cookies: SynCookiePolicy,
     /// Packets other than TCP's that want to be sent.
     pub raw: VecDeque<RawFrame>,
 
@@ -137,7 +141,8 @@ impl State {
         disk: Box<dyn DiskQueue>,
         now: Instant,
     ) -> Self {
-        let ShardConfig { ipv4, ipv6, vlan, limits, tcp, secret, skip_checksums } = config;
+        let ShardConfig { ipv4, ipv6, vlan, limits, tcp, secret, syn_cookies, skip_checksums } =
+            config;
         let word = |i: usize| {
             let mut bytes = [0; 8];
             bytes.copy_from_slice(&secret[i * 8..i * 8 + 8]);
@@ -149,11 +154,11 @@ impl State {
         let host =
             ipv6.map(|ipv6| Box::new(Host::new(&ipv6, capabilities.mac, capabilities.mtu, now)));
         let pairs = match host {
-            Some(_) => Pairs::new(hasher, limits.connections),
+            Some(_) => Pairs::new(hasher, limits.connections + limits.time_wait),
             None => Pairs::none(hasher),
         };
-        // Connections, sleepers, and the one for the link.
-        let timers = limits.connections + limits.sleepers + 1;
+        // Connections, sleepers, and those for the link and for TIME_WAIT.
+        let timers = limits.connections + limits.sleepers + 2;
         let mut state = Self {
             now,
             station: Station::new(capabilities.mac, ipv4, host, vlan, skip_checksums),
@@ -186,7 +191,9 @@ impl State {
             ready: VecDeque::with_capacity(limits.channel_packets.min(limits.connections) + 64),
             output: VecDeque::with_capacity(limits.connections),
             awaiting_neighbor: Vec::new(),
-            time_wait: VecDeque::with_capacity(limits.connections),
+            time_waits: TimeWaits::new(hasher, limits.time_wait),
+            cookies: SynCookies::new(isn_key),
+            syn_cookies,
             raw: VecDeque::with_capacity(crate::output::RAW_MAX),
             wheel: TimerWheel::with_capacity(timers, now),
             sleepers: Vec::new(),
@@ -272,6 +279,9 @@ impl State {
     }
 
     pub fn receive_tcp_unconnected(&mut self, key: &FlowKey, packet: Packet) {
+        if self.time_wait_input(key, &packet) {
+            return;
+        }
         let number = self.listener_ports[usize::from(key.local_port())];
         let listener = number
             .checked_sub(1)
@@ -344,7 +354,8 @@ impl State {
             match token & TOKEN_KIND {
                 TOKEN_CONN => self.fire_conn_timer(number),
                 TOKEN_SLEEP => self.fire_sleeper(number),
-                _ => self.fire_link_timer(),
+                TOKEN_LINK => self.fire_link_timer(),
+                _ => self.fire_time_wait_timer(),
             }
         }
         TIMERS_A_TURN
@@ -424,8 +435,8 @@ impl State {
             }
             self.wake_both(number);
         }
-        if events.contains(Events::TIME_WAIT) {
-            self.enter_time_wait(id);
+        if events.contains(Events::TIME_WAIT) && self.compact_time_wait(number) {
+            return;
         }
         if events.intersects(Events::RESET | Events::REFUSED | Events::TIMED_OUT | Events::CLOSED) {
             self.wake_both(number);
@@ -439,37 +450,6 @@ impl State {
                 _ => self.conn_closed(number),
             }
         }
-    }
-
-    fn enter_time_wait(&mut self, id: ConnId) {
-        if let Some(conn) = self.conns.named_mut(id)
-            && !conn.facts.contains(Facts::IN_TIME_WAIT)
-        {
-            conn.facts.insert(Facts::IN_TIME_WAIT);
-            // The list is as long as there are connections; names of those that ended earlier are
-            // dropped when they come to the front, or here if they fill it.
-            if self.time_wait.len() == self.limits.connections {
-                let conns = &self.conns;
-                self.time_wait.retain(|id| conns.named(*id).is_some());
-            }
-            self.time_wait.push_back(id);
-        }
-    }
-
-    /// Frees the connection that has been in TIME_WAIT longest and that no application holds.
-    pub fn recycle_time_wait(&mut self) -> bool {
-        for _ in 0..self.time_wait.len() {
-            let Some(id) = self.time_wait.pop_front() else { break };
-            match self.conns.named(id) {
-                Some(conn) if conn.facts.contains(Facts::HELD) => self.time_wait.push_back(id),
-                Some(_) => {
-                    self.remove_conn(id.number);
-                    return true;
-                }
-                None => {}
-            }
-        }
-        false
     }
 
     /// Wakes whoever waits on a connection, for reading or writing.
@@ -538,7 +518,9 @@ impl State {
         conn.tcb.close(&mut env);
         conn.tcb.detach(&mut env);
         self.splice_abandon(id.number);
-        self.settle(id.number);
+        if !self.compact_time_wait(id.number) {
+            self.settle(id.number);
+        }
     }
 
     /// After an action of the application: sends what it caused, sets timers, notices the end.

@@ -7,7 +7,7 @@ mod common;
 use std::rc::Rc;
 
 use common::{CLIENT, SERVER, arena, config, pattern, server_at, small_limits};
-use millstream_core::{Limits, Shard};
+use millstream_core::{Limits, Shard, ShardConfig, SynCookiePolicy};
 use millstream_disk::File;
 use millstream_link::Link;
 use millstream_sim::{
@@ -46,7 +46,9 @@ impl World {
         let server_disk = SimDisk::new(&clock, disk).unwrap();
         let unused = SimDisk::new(&clock, disk).unwrap();
         let shard = |address, link, disk| {
-            Host(Shard::new(config(address, limits), link, clock.clone(), arena(1024, 64), disk))
+            let syn_cookies = SynCookiePolicy::Off;
+            let config = ShardConfig { syn_cookies, ..config(address, limits) };
+            Host(Shard::new(config, link, clock.clone(), arena(1024, 64), disk))
         };
         let client = shard(CLIENT, a, Box::new(unused));
         let server = shard(SERVER, b, Box::new(server_disk.clone()));

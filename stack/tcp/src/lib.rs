@@ -23,6 +23,8 @@
 //! | `rtt` | RFC 6298 |
 //! | `send_queue`, `receive_queue`, `slab` | where slices wait |
 //! | `isn` | RFC 6528 |
+//! | `cookie` | SYN cookies: RFC 4987 |
+//! | `time_wait` | what is left of a connection in TIME-WAIT |
 //!
 //! Header prediction lies in `input`; what it does not take goes to functions marked cold.
 //!
@@ -33,6 +35,7 @@
 mod close;
 mod config;
 mod congestion;
+mod cookie;
 mod ecn;
 mod flight;
 mod input;
@@ -50,6 +53,7 @@ mod state;
 mod stats;
 mod stream;
 mod tcb;
+mod time_wait;
 mod timers;
 mod transmit;
 
@@ -59,6 +63,7 @@ pub use congestion::{
     Ack, Algorithm, Bbr, Controller, Cubic, Dctcp, EcnUse, NewReno, RateSample, Signal,
     UnknownAlgorithm, Window,
 };
+pub use cookie::SynCookies;
 pub use isn::IsnGenerator;
 pub use recovery::CongestionState;
 pub use segment::{MAX_SLICES, Segment, reset_reply};
@@ -67,3 +72,4 @@ pub use state::{ConnectionError, Events, State};
 pub use stats::TcpStats;
 pub use stream::SendError;
 pub use tcb::{Env, Tcb, TcpInfo};
+pub use time_wait::{TimeWait, Verdict};
