@@ -223,6 +223,7 @@ impl Config {
         config.vlan = self.link.vlan;
         config.limits = self.limits.limits(self.disk.depth);
         config.tcp = self.tcp.config();
+        config.syn_cookies = self.tcp.syn_cookies.into();
         config
     }
 }

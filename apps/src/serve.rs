@@ -98,7 +98,11 @@ fn summary(server: &FileServer, stack: &Stack, link: &LinkStats) -> String {
     ];
     let rx = stack.rx_metrics();
     let drops = rx.iter().filter(|(name, _)| name.starts_with("drop_"));
-    let other = shard.iter().filter(|(name, _)| name.starts_with("drop_"));
+    let other = shard.iter().filter(|(name, _)| {
+        name.starts_with("drop_")
+            || name.starts_with("syn_cookies_")
+            || *name == "time_wait_recycled"
+    });
     let all = troubles.into_iter().chain(drops).chain(other).filter(|(_, count)| *count > 0);
     lines.extend(all.map(|(name, count)| (name, count.to_string())));
     let lines: Vec<_> = lines.iter().map(|(name, value)| format!("{name:<30}{value}")).collect();

@@ -55,6 +55,32 @@ fn head_tells_what_get_would() {
 }
 
 #[test]
+fn cookies_open_connections_of_the_kernel() {
+    let lab = Lab::new();
+    let site = Site::new(&lab);
+    let bytes = site.fill("middle", 300_000);
+    let namespace = lab.namespace();
+    let cookies = ["tcp.syn_cookies=\"always\""];
+    let server = Server::on_tap_with(&namespace, site.root(), &cookies);
+    for timestamps in ["1", "0"] {
+        // Without timestamps the peer gets neither window scaling nor SACK.
+        namespace.must("sysctl", &["-qw", &format!("net.ipv4.tcp_timestamps={timestamps}")]);
+        for _ in 0..10 {
+            let (status, body) = namespace.curl(&server.at("middle"), &[]);
+            assert_eq!(status, 200);
+            assert!(body == bytes);
+        }
+    }
+    let finished = server.stop();
+    let count = |name: &str| {
+        let line = finished.stdout.lines().find(|line| line.starts_with(name));
+        line.and_then(|line| line.split_whitespace().last()?.parse::<u64>().ok()).unwrap_or(0)
+    };
+    assert!(count("syn_cookies_sent") >= 20, "{finished}");
+    assert_eq!(count("syn_cookies_accepted"), 20, "{finished}");
+}
+
+#[test]
 fn one_connection_serves_many_requests() {
     let lab = Lab::new();
     let ns = lab.namespace();

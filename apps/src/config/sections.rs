@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use millstream::buf::{ArenaConfig, HugePages};
-use millstream::core::{Idle, Ipv4Config, Ipv6Config, Limits};
+use millstream::core::{Idle, Ipv4Config, Ipv6Config, Limits, SynCookiePolicy};
 use millstream::disk::QueueKind;
 use millstream::dpdk_port::{Device, EalConfig, PortConfig};
 use millstream::http::{CacheConfig, ServerConfig, Timeouts};
@@ -222,6 +222,7 @@ impl Default for DpdkSection {
 #[allow(missing_docs)]
 pub struct LimitsSection {
     pub connections: usize,
+    pub time_wait: usize,
     pub channel_packets: usize,
     pub connection_packets: u16,
     pub socket_packets: u16,
@@ -236,6 +237,7 @@ impl Default for LimitsSection {
         let limits = Limits::default();
         Self {
             connections: limits.connections,
+            time_wait: limits.time_wait,
             channel_packets: limits.channel_packets,
             connection_packets: limits.connection_packets,
             socket_packets: limits.socket_packets,
@@ -252,6 +254,7 @@ impl LimitsSection {
     pub fn limits(&self, disk_depth: usize) -> Limits {
         Limits {
             connections: self.connections,
+            time_wait: self.time_wait,
             channel_packets: self.channel_packets,
             connection_packets: self.connection_packets,
             socket_packets: self.socket_packets,
@@ -285,6 +288,7 @@ pub struct TcpSection {
     pub timestamps: bool,
     pub sack: bool,
     pub window_scaling: bool,
+    pub syn_cookies: SynCookies,
     /// 0: never.
     pub keepalive_idle_us: u64,
 }
@@ -309,6 +313,7 @@ impl Default for TcpSection {
             timestamps: tcp.timestamps,
             sack: tcp.sack,
             window_scaling: tcp.window_scaling,
+            syn_cookies: SynCookies::default(),
             keepalive_idle_us: tcp.keepalive.map_or(0, |keepalive| keepalive.idle_us),
         }
     }
@@ -337,6 +342,29 @@ impl TcpSection {
             keepalive: (self.keepalive_idle_us > 0)
                 .then(|| KeepAlive { idle_us: self.keepalive_idle_us, ..KeepAlive::default() }),
             ..millstream::tcp::Config::default()
+        }
+    }
+}
+
+/// When SYNs are answered with cookies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SynCookies {
+    /// While a listener has as many handshakes under way as it takes.
+    #[default]
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Off,
+}
+
+impl From<SynCookies> for SynCookiePolicy {
+    fn from(cookies: SynCookies) -> Self {
+        match cookies {
+            SynCookies::Auto => Self::Auto,
+            SynCookies::Always => Self::Always,
+            SynCookies::Off => Self::Off,
         }
     }
 }

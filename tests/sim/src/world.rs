@@ -251,10 +251,10 @@ impl World {
         step(&self.clock, &mut nodes, until)
     }
 
-    /// Connections at both ends, in any state.
+    /// Connections at both ends, in any state, TIME_WAIT included.
     pub fn connections(&self) -> (usize, usize) {
-        let server = self.server_stack().map_or(0, |stack| stack.connections());
-        (self.client_stack().connections(), server)
+        let all = |stack: Stack| stack.connections() + stack.time_waits();
+        (all(self.client_stack()), self.server_stack().map_or(0, all))
     }
 }
 
