@@ -16,6 +16,7 @@ mod autoconf;
 mod channel;
 mod config;
 mod conn;
+mod control;
 mod demux;
 mod demux6;
 mod executor;
@@ -44,6 +45,7 @@ mod time_wait;
 mod udp;
 
 pub use config::{Ipv4Config, Ipv6Config, Limits, ShardConfig, SynCookiePolicy, random_secret};
+pub use control::SendFlags;
 pub use executor::{JoinHandle, TooManyTasks};
 pub use listener::ListenError;
 pub use metrics::{RxMetrics, ShardMetrics};

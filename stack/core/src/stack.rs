@@ -99,12 +99,21 @@ impl Stack {
         if remote.is_ipv6() {
             self.ipv6_settled().await;
         }
-        let stream = self.start_connect(remote)?;
+        let stream = self.start_connect(None, remote)?;
         poll_fn(|cx| stream.poll_connected(cx, remote)).await?;
         Ok(stream)
     }
 
-    fn start_connect(&self, remote: SocketAddr) -> Result<TcpStream, ConnectError> {
+    /// Begins to open a connection, from the local port given or from one that is chosen; see
+    /// [`TcpStream::poll_established`].
+    ///
+    /// # Errors
+    /// [`ConnectError`]
+    pub fn start_connect(
+        &self,
+        local_port: Option<u16>,
+        remote: SocketAddr,
+    ) -> Result<TcpStream, ConnectError> {
         let mut state = self.state();
         if state.conns.is_full() {
             return Err(ConnectError::TooMany(state.limits.connections));
@@ -117,7 +126,7 @@ impl Stack {
         let any = state
             .hold_key_of(SocketAddr::new(source, 0), remote)
             .ok_or(ConnectError::TooMany(state.limits.connections))?;
-        let opened = state.open_actively(&any, remote);
+        let opened = state.open_actively(&any, local_port, remote);
         state.release_key(&any);
         Ok(TcpStream::new(self.clone(), opened?))
     }
@@ -255,9 +264,18 @@ impl Stack {
 
 impl State {
     /// Opens a connection between the addresses of `any`.
-    fn open_actively(&mut self, any: &FlowKey, remote: SocketAddr) -> Result<ConnId, ConnectError> {
+    fn open_actively(
+        &mut self,
+        any: &FlowKey,
+        local_port: Option<u16>,
+        remote: SocketAddr,
+    ) -> Result<ConnId, ConnectError> {
         let too_many = ConnectError::TooMany(self.limits.connections);
-        let key = self.free_flow(any).ok_or(ConnectError::NoPort(remote))?;
+        let key = match local_port {
+            Some(port) => self.flow_from(any, port),
+            None => self.free_flow(any),
+        };
+        let key = key.ok_or(ConnectError::NoPort(remote))?;
         let (isn, ts_offset) = self.isn_for(&key);
         let mss = self.mss(&key);
         let tcb = Tcb::active_open(&mut env!(self), isn, ts_offset, mss);
@@ -271,6 +289,14 @@ impl State {
         self.schedule_output(id.number);
         self.rearm(id.number);
         Ok(id)
+    }
+
+    /// The flow from a port of ours to the remote end of `any`, if it is not in use.
+    fn flow_from(&self, any: &FlowKey, port: u16) -> Option<FlowKey> {
+        let key = any.with_ports(port, any.remote_port());
+        let conns = &self.conns;
+        let used = self.flows.find(&key, |n| conns.get(n).is_some_and(|c| c.key == key));
+        used.is_none().then_some(key)
     }
 
     /// A flow between the addresses and to the remote port of `any` that is not in use. The first

@@ -19,8 +19,8 @@ use crate::state::env;
 
 /// Takes the connections that peers open on a port.
 pub struct TcpListener {
-    stack: Stack,
-    number: u16,
+    pub(crate) stack: Stack,
+    pub(crate) number: u16,
 }
 
 impl TcpListener {
@@ -66,8 +66,8 @@ impl Drop for TcpListener {
 /// All calls take `&self`: one task may read while another writes. Dropping it closes the
 /// connection in good order, or resets it if received data was left unread.
 pub struct TcpStream {
-    stack: Stack,
-    id: ConnId,
+    pub(crate) stack: Stack,
+    pub(crate) id: ConnId,
 }
 
 impl TcpStream {
@@ -424,7 +424,7 @@ fn gone<T>() -> Poll<io::Result<T>> {
 }
 
 #[cold]
-fn to_io(error: ConnectionError) -> io::Error {
+pub(crate) fn to_io(error: ConnectionError) -> io::Error {
     let kind = match error {
         ConnectionError::Reset => io::ErrorKind::ConnectionReset,
         ConnectionError::Refused => io::ErrorKind::ConnectionRefused,

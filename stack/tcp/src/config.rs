@@ -25,6 +25,9 @@ impl Default for KeepAlive {
 pub struct Config {
     /// Bytes that a connection buffers for its application, at most 2^30. Sets the window scale.
     pub recv_buffer_bytes: u32,
+    /// Bytes that a connection's buffer may come to hold, if that is more than
+    /// [`Self::recv_buffer_bytes`]: the window scale, which cannot change later, makes room for them.
+    pub recv_buffer_max_bytes: u32,
     /// Slices that a connection holds for its application, in order or not. Each pins a frame, so
     /// this bounds what a peer can pin with tiny segments. An eighth is kept for those in order.
     pub recv_slices_max: u16,
@@ -95,6 +98,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             recv_buffer_bytes: 256 * 1024,
+            recv_buffer_max_bytes: 0,
             recv_slices_max: 512,
             reassembly_ranges_max: 32,
             send_buffer_bytes: 256 * 1024,
@@ -129,9 +133,8 @@ impl Config {
     /// section 2.3).
     pub(crate) fn window_scale(&self) -> u8 {
         let mut shift = 0;
-        while shift < millstream_wire::tcp::MAX_WINDOW_SCALE
-            && self.recv_buffer_bytes >> shift > 0xffff
-        {
+        let bytes = self.recv_buffer_bytes.max(self.recv_buffer_max_bytes);
+        while shift < millstream_wire::tcp::MAX_WINDOW_SCALE && bytes >> shift > 0xffff {
             shift += 1;
         }
         shift

@@ -107,6 +107,22 @@ impl ReceiveQueue {
         count
     }
 
+    /// Copies bytes out and leaves them; returns how many.
+    pub(crate) fn peek(&self, slab: &SliceSlab, out: &mut [u8]) -> usize {
+        let mut count = 0;
+        let mut at = self.head;
+        while count < out.len()
+            && let Some(node) = slab.get(at)
+            && let Some(buf) = &node.buf
+        {
+            let part = buf.len().min(out.len() - count);
+            out[count..count + part].copy_from_slice(&buf[..part]);
+            count += part;
+            at = node.next;
+        }
+        count
+    }
+
     /// Frees all.
     pub(crate) fn clear(&mut self, slab: &mut SliceSlab) {
         slab.remove_list(self.head);

@@ -3,6 +3,7 @@
 use millstream_buf::IoBuf;
 use millstream_wire::tcp::SeqNumber;
 
+use crate::slab::SliceSlab;
 use crate::tcb::{Env, Facts, Tcb};
 
 /// Why a slice was not queued. It comes back.
@@ -97,6 +98,24 @@ impl Tcb {
             self.window_may_open(env);
         }
         count
+    }
+
+    /// Says whether more follows at once on what was queued last (`MSG_MORE`), which
+    /// [`Tcb::send`] has taken to be complete.
+    pub fn set_more(&mut self, env: &mut Env<'_>, more: bool) {
+        self.facts.set(Facts::MORE, more);
+        self.arm_persist_if_stalled(env);
+    }
+
+    /// Copies out what has arrived in order and leaves it there; returns the number of bytes.
+    pub fn peek_into(&self, slices: &SliceSlab, out: &mut [u8]) -> usize {
+        self.receive_queue.peek(slices, out)
+    }
+
+    /// Whether the peer's FIN was taken in order.
+    #[inline]
+    pub fn peer_closed(&self) -> bool {
+        self.facts.contains(Facts::RCV_FIN)
     }
 
     /// Announces a window that reading has opened, if the peer may be waiting for it: little of the

@@ -290,6 +290,8 @@ pub struct TcpInfo {
     pub ca_state: CongestionState,
     /// The peer's window in bytes.
     pub snd_wnd_bytes: u32,
+    /// The largest window that the peer has ever had, in bytes.
+    pub snd_wnd_max_bytes: u32,
     /// The window that the peer may still fill, in bytes.
     pub rcv_wnd_bytes: u32,
     /// Most payload of a segment sent.
@@ -317,6 +319,8 @@ pub struct TcpInfo {
     pub timestamps: bool,
     /// Whether selective acknowledgements are in use.
     pub sack: bool,
+    /// Whether window scaling is in use.
+    pub window_scale: bool,
     /// Shift of the peer's windows.
     pub snd_scale: u8,
     /// Shift of this side's windows.
@@ -555,6 +559,7 @@ impl Tcb {
             in_recovery: self.ca_state >= CongestionState::Recovery,
             ca_state: self.ca_state,
             snd_wnd_bytes: self.snd_wnd,
+            snd_wnd_max_bytes: self.snd_wnd_max,
             rcv_wnd_bytes: self.rcv_adv.bytes_since(self.rcv_nxt),
             mss_bytes: self.mss,
             retransmits: self.retransmits,
@@ -568,6 +573,7 @@ impl Tcb {
             rcv_mss_bytes: self.rcv_mss,
             timestamps: self.facts.contains(Facts::TIMESTAMPS),
             sack: self.facts.contains(Facts::SACK),
+            window_scale: self.facts.contains(Facts::WINDOW_SCALE),
             snd_scale: self.snd_scale,
             rcv_scale: self.rcv_scale,
         }
