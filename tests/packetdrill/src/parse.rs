@@ -213,7 +213,7 @@ mod tests {
         let Body::Tcp(tcp) = &packet.body else { panic!() };
         assert_eq!((tcp.flags, tcp.seq, tcp.len, tcp.ack), (0x18, 1, 1000, Some(1)));
         assert_eq!(tcp.options.as_ref().unwrap()[3], TcpOption::Sack(vec![(1, 2), (3, 4)]));
-        assert_eq!(script.events[8].line, 19);
+        assert_eq!(script.events[8].line, 18);
     }
 
     #[test]

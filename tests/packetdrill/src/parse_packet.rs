@@ -191,7 +191,7 @@ fn hex(cursor: &mut Cursor<'_>) -> Parse<Vec<u8>> {
         .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok())
         .collect();
     match bytes {
-        Some(bytes) if digits.len() % 2 == 0 => Ok(bytes),
+        Some(bytes) if digits.len().is_multiple_of(2) => Ok(bytes),
         _ => start.error("expected bytes in hexadecimal"),
     }
 }

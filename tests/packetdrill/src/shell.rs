@@ -26,8 +26,7 @@ pub fn run(sockets: &mut Sockets, commands: &str, folder: &Path) -> Result<(), S
 fn strip(command: &str) -> String {
     let mut words = String::new();
     let mut quoted = false;
-    let mut chars = command.trim().chars().peekable();
-    while let Some(c) = chars.next() {
+    for c in command.trim().chars() {
         match c {
             '"' => quoted = !quoted,
             '#' if !quoted && (words.is_empty() || words.ends_with(' ')) => break,
