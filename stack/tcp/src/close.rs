@@ -5,7 +5,7 @@ use millstream_wire::tcp::SeqNumber;
 
 use crate::slab::{NIL, SliceSlab};
 use crate::state::{ConnectionError, Events, State};
-use crate::tcb::{Env, Facts, Tcb};
+use crate::tcb::{Env, Facts, Marks, Tcb};
 
 /// An ICMP error about a segment of a connection (RFC 9293 section 3.9.2.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +29,7 @@ impl Tcb {
             _ => return,
         }
         self.facts.remove(Facts::MORE | Facts::CORK);
+        self.marks.remove(Marks::CONTINUED);
         self.become_orphan(env);
         self.arm_persist_if_stalled(env);
     }

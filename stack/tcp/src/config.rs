@@ -81,6 +81,8 @@ pub struct Config {
     pub probe_ack_delay_us: u32,
     /// Whether the congestion window is reduced after a pause (RFC 5681 section 4.1).
     pub slow_start_after_idle: bool,
+    /// Segments that a burst has at least, however slow the path: see `push.rs`.
+    pub burst_segments_min: u8,
     /// Initial congestion window in segments (RFC 6928: 10).
     pub initial_window_segments: u8,
     /// Congestion controller.
@@ -119,6 +121,7 @@ impl Default for Config {
             rack: true,
             probe_ack_delay_us: 42_000,
             slow_start_after_idle: true,
+            burst_segments_min: 2,
             initial_window_segments: 10,
             congestion: Algorithm::default(),
             nagle: true,

@@ -136,7 +136,15 @@ impl Tcb {
             self.facts.insert(Facts::TX_ACK);
         } else if waiting >= 2 * u32::from(self.rcv_mss) {
             self.facts.insert(Facts::TX_ACK);
-        } else if self.ack_at == Instant::FAR_FUTURE {
+        } else {
+            self.delay_ack(env);
+        }
+    }
+
+    /// An ACK is due, but may wait for company.
+    #[inline]
+    fn delay_ack(&mut self, env: &Env<'_>) {
+        if self.ack_at == Instant::FAR_FUTURE {
             self.ack_at = env.now.plus_nanos(u64::from(env.config.delayed_ack_us) * 1000);
         }
     }
@@ -236,13 +244,6 @@ impl Tcb {
             }
             return self.unacceptable(env, flags, seq, numbers, len);
         }
-        if let Some(timestamp) = timestamp
-            && seq.le(self.last_ack_sent)
-        {
-            // RFC 7323 section 4.3, (2).
-            self.ts_recent = timestamp.value;
-        }
-
         // Second: resets, RFC 5961 section 3.2.
         if flags.contains(Flags::RST) {
             return self.input_reset(env, seq);
@@ -259,6 +260,7 @@ impl Tcb {
             return Events::empty();
         }
         let mut events = Events::empty();
+        let last_ack_sent = self.last_ack_sent;
         if self.state == State::SynReceived {
             if header.ack != self.snd_una + 1 || self.snd_max == self.snd_una {
                 env.stats.bad_ack_drops += 1;
@@ -270,6 +272,13 @@ impl Tcb {
             return events;
         }
         self.last_recv_ticks = env.now_ticks();
+        if let Some(timestamp) = timestamp
+            && seq.le(last_ack_sent)
+        {
+            // RFC 7323 section 4.3, (2). Not before the ACK has proved good: whoever guesses the window
+            // alone could set it to what makes PAWS drop all that follows.
+            self.ts_recent = timestamp.value;
+        }
 
         match self.state {
             State::FinWait1 if self.fin_acked() => {
@@ -412,6 +421,8 @@ impl Tcb {
                 self.snd_nxt = ack;
             }
             self.facts.remove(Facts::SOFT_ERROR);
+            // An ACK lets go what waits for more, as in Linux.
+            self.facts.remove(Facts::MORE);
             if self.is_orphan() {
                 // Progress: what is left of the connection's time starts anew.
                 self.idle_at = Instant::FAR_FUTURE;
@@ -506,7 +517,7 @@ impl Tcb {
                 edge = edge.min(self.rcv_fin);
             }
             let room = edge.distance(seq).max(0) as usize;
-            if payload.len() > room {
+            if payload.len() > room && !self.takes_beyond(seq) {
                 payload.truncate(room);
                 fin = false;
                 env.stats.bad_seq_drops += 1;
@@ -539,6 +550,15 @@ impl Tcb {
             self.facts.insert(Facts::TX_ACK);
         }
         events
+    }
+
+    /// Whether a segment may go beyond the window: when nothing else is held, it takes no more memory
+    /// than it has already, and some senders, of a FIN or of merged segments, overstep a little.
+    fn takes_beyond(&self, seq: SeqNumber) -> bool {
+        seq == self.rcv_nxt
+            && self.receive_queue.bytes == 0
+            && self.reassembly.is_empty()
+            && !self.facts.contains(Facts::RCV_FIN_KNOWN)
     }
 
     /// Data inside the window.
@@ -580,14 +600,23 @@ impl Tcb {
             }
             let piece_end = self.rcv_nxt + len;
             self.rcv_nxt = self.reassembly.deliver(env.slices, &mut self.receive_queue, piece_end);
-            let known = self.rcv_nxt.bytes_since(piece_end) as usize;
-            payload.advance(known.min(payload.len()));
+            let known = self.rcv_nxt.bytes_since(piece_end).min(payload.len() as u32);
+            if known != 0 && !self.facts.contains(Facts::DSACK) {
+                // RFC 2883 section 4.2: the first part that came twice.
+                self.note_duplicate(piece_end, piece_end + known);
+            }
+            payload.advance(known as usize);
         }
+        let beyond = self.rcv_nxt.gt(self.rcv_adv);
+        self.rcv_adv = self.rcv_adv.max(self.rcv_nxt);
         self.facts.set(Facts::OUT_OF_ORDER, !self.reassembly.is_empty());
         let len = self.rcv_nxt.bytes_since(first);
         if gap {
             // RFC 5681 section 4.2: it fills a gap, or a part of one: an ACK at once.
             self.facts.insert(Facts::TX_ACK);
+        } else if beyond {
+            // There is no window left to tell of.
+            self.delay_ack(env);
         } else if len != 0 {
             self.schedule_ack(env, len);
         }
@@ -625,9 +654,18 @@ impl Tcb {
 
     /// Eighth: the FIN, in order.
     fn process_fin(&mut self, env: &mut Env<'_>) -> Events {
+        // A FIN that follows data may wait for this side's, as in Linux: often the answer is a FIN too.
+        if self.state == State::Established && self.rcv_nxt != self.rcv_isn + 1 {
+            self.delay_ack(env);
+        } else {
+            self.facts.insert(Facts::TX_ACK);
+        }
         self.rcv_nxt += 1;
         self.rcv_adv = self.rcv_adv.max(self.rcv_nxt);
-        self.facts.insert(Facts::RCV_FIN | Facts::TX_ACK);
+        // Behind it there is nothing to be told of.
+        self.reassembly.clear(env.slices);
+        self.facts.remove(Facts::OUT_OF_ORDER | Facts::DSACK);
+        self.facts.insert(Facts::RCV_FIN);
         let events = Events::PEER_CLOSED;
         match self.state {
             State::Established => self.state = State::CloseWait,

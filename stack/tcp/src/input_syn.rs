@@ -45,6 +45,7 @@ impl Tcb {
     /// What a SYN says about its sender.
     fn take_syn(&mut self, env: &Env<'_>, header: &Header<'_>) {
         let options = header.syn_options();
+        self.rcv_isn = header.seq;
         self.rcv_nxt = header.seq + 1;
         self.last_ack_sent = self.rcv_nxt;
         self.rcv_adv = self.rcv_nxt + env.config.recv_buffer_bytes.min(0xffff);

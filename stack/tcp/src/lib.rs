@@ -13,6 +13,7 @@
 //! | `input` | segments of synchronised states, in the order of checks of RFC 9293 section 3.10.7.4 |
 //! | `input_syn` | SYN-SENT, the passive open, negotiation of options |
 //! | `transmit` | what to send now: RFC 9293 section 3.8.6, Nagle, windows announced |
+//! | `push` | where PSH stands |
 //! | `close` | closing, aborting, ICMP errors |
 //! | `stream` | the application's bytes in and out |
 //! | `timers` | retransmission, persist, delayed ACK, keep-alive, TIME-WAIT |
@@ -42,6 +43,7 @@ mod input;
 mod input_syn;
 mod isn;
 mod mtu;
+mod push;
 mod rate;
 mod receive_queue;
 mod recovery;

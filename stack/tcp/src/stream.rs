@@ -4,7 +4,7 @@ use millstream_buf::IoBuf;
 use millstream_wire::tcp::SeqNumber;
 
 use crate::slab::SliceSlab;
-use crate::tcb::{Env, Facts, Tcb};
+use crate::tcb::{Env, Facts, Marks, Tcb};
 
 /// Why a slice was not queued. It comes back.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +26,7 @@ impl Tcb {
     #[inline]
     pub fn send(&mut self, env: &mut Env<'_>, buf: IoBuf) -> Result<(), SendError> {
         self.facts.remove(Facts::MORE);
+        self.marks.remove(Marks::CONTINUED);
         self.queue(env, buf)
     }
 
@@ -36,8 +37,9 @@ impl Tcb {
     /// [`SendError`], with the slice.
     #[inline]
     pub fn send_more(&mut self, env: &mut Env<'_>, buf: IoBuf) -> Result<(), SendError> {
-        self.facts.insert(Facts::MORE);
-        self.queue(env, buf)
+        self.queue(env, buf)?;
+        self.set_more(env, true);
+        Ok(())
     }
 
     #[inline]
@@ -104,6 +106,7 @@ impl Tcb {
     /// [`Tcb::send`] has taken to be complete.
     pub fn set_more(&mut self, env: &mut Env<'_>, more: bool) {
         self.facts.set(Facts::MORE, more);
+        self.marks.set(Marks::CONTINUED, more);
         self.arm_persist_if_stalled(env);
     }
 

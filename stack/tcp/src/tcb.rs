@@ -115,7 +115,8 @@ bitflags::bitflags! {
 
         /// What header prediction cannot deal with.
         const SLOW = Self::REPAIR.bits() | Self::PERSIST.bits() | Self::OUT_OF_ORDER.bits()
-            | Self::DETACHED.bits() | Self::RCV_FIN_KNOWN.bits() | Self::ECHO.bits();
+            | Self::DETACHED.bits() | Self::RCV_FIN_KNOWN.bits() | Self::ECHO.bits()
+            | Self::MORE.bits();
         /// What the straight path of `transmit` cannot deal with.
         const SLOW_TRANSMIT = Self::TX_SPECIAL.bits() | Self::OUT_OF_ORDER.bits()
             | Self::DSACK.bits() | Self::PERSIST.bits() | Self::FIN_QUEUED.bits()
@@ -144,6 +145,10 @@ bitflags::bitflags! {
         const NEW_FIRST = 1 << 4;
         /// What is to be sent waits for `pace_at`.
         const PACE_WAIT = 1 << 5;
+        /// What was queued last was said to go on: it does not end with PSH.
+        const CONTINUED = 1 << 6;
+        /// What is queued goes out once although `Facts::CORK` is set.
+        const FLUSH = 1 << 7;
     }
 }
 
@@ -210,6 +215,8 @@ pub struct Tcb {
     pub(crate) lone_timeout_us: u32,
     /// Numbers that are out but not in flight: see [`Tcb::pipe`].
     pub(crate) left_out: u32,
+    /// Bytes of the burst that is being sent.
+    pub(crate) burst_bytes: u32,
     /// Largest window that the peer has announced.
     pub(crate) snd_wnd_max: u32,
     /// ACKs still to be sent at once.
@@ -229,6 +236,8 @@ pub struct Tcb {
 
     // The rest is for what goes wrong, and for the beginning and the end.
     pub(crate) reassembly: Reassembly,
+    /// The peer's initial number.
+    pub(crate) rcv_isn: SeqNumber,
     /// Number of the peer's FIN.
     pub(crate) rcv_fin: SeqNumber,
     /// Number of the reset that answers a segment.
@@ -378,6 +387,7 @@ impl Tcb {
             flight: NIL,
             lone_timeout_us: config.initial_rto_us.max(1),
             left_out: 0,
+            burst_bytes: 0,
             snd_wnd_max: 0,
             quick_acks: config.quick_acks,
             backoff: 0,
@@ -386,6 +396,7 @@ impl Tcb {
             congestion: Congestion::new(config.congestion, false),
             idle_at: Instant::FAR_FUTURE,
             reassembly: Reassembly::EMPTY,
+            rcv_isn: SeqNumber(0),
             rcv_fin: SeqNumber(0),
             reply_seq: SeqNumber(0),
             dsack: (SeqNumber(0), SeqNumber(0)),
@@ -590,9 +601,14 @@ impl Tcb {
         info
     }
 
-    /// Sends small segments at once (`TCP_NODELAY`), or lets them wait for an acknowledgement.
+    /// Sends small segments at once (`TCP_NODELAY`), or lets them wait for an acknowledgement. What
+    /// is held back now goes out, even if it is corked.
     pub fn set_nodelay(&mut self, nodelay: bool) {
         self.facts.set(Facts::NODELAY, nodelay);
+        if nodelay && self.snd_end.gt(self.snd_nxt) {
+            self.facts.remove(Facts::MORE);
+            self.marks.set(Marks::FLUSH, self.facts.contains(Facts::CORK));
+        }
     }
 
     /// Holds back less than a full segment (`TCP_CORK`) until this is taken back, or the override

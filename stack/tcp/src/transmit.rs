@@ -8,7 +8,7 @@ use crate::congestion::{Controller, initial_window};
 use crate::segment::Segment;
 use crate::slab::NIL;
 use crate::state::State;
-use crate::tcb::{Env, Facts, TICK_NANOS, Tcb};
+use crate::tcb::{Env, Facts, Marks, TICK_NANOS, Tcb};
 
 /// With less than this half of the buffer may be less than a segment.
 const WINDOW_QUICK_MIN: u32 = 2 * u16::MAX as u32;
@@ -32,7 +32,7 @@ impl Tcb {
                 let whole = count < rest || count == u32::from(self.mss);
                 if count <= usable && (whole || flight == 0 || self.facts.contains(Facts::NODELAY))
                 {
-                    self.transmit_plain(env, out, count);
+                    self.transmit_plain(env, out, count, usable - count);
                     return true;
                 }
             } else {
@@ -48,7 +48,7 @@ impl Tcb {
     }
 
     #[inline(always)]
-    fn transmit_plain(&mut self, env: &mut Env<'_>, out: &mut Segment, count: u32) {
+    fn transmit_plain(&mut self, env: &mut Env<'_>, out: &mut Segment, count: u32, room: u32) {
         let seq = self.snd_nxt;
         let idle = self.snd_una == seq;
         if idle {
@@ -61,7 +61,7 @@ impl Tcb {
         self.fill_plain(env, out, seq, Flags::ACK);
         let sent = self.send_queue.gather_next(env.slices, seq, count, &mut out.payload);
         let end = seq + sent;
-        if end == self.snd_end {
+        if self.push_due(env.config, end, sent, room) {
             out.flags = Flags::ACK.union(Flags::PSH);
         }
         env.stats.bytes_out += u64::from(sent);
@@ -90,6 +90,7 @@ impl Tcb {
                 return true;
             }
             self.arm_persist_if_stalled(env);
+            self.burst_bytes = 0;
         }
         if self.facts.contains(Facts::TX_ACK) {
             self.fill(env, out, self.snd_nxt_for_ack(), Flags::ACK);
@@ -117,6 +118,9 @@ impl Tcb {
         }
         if count == rest {
             if self.facts.contains(Facts::FIN_QUEUED) || self.snd_nxt.lt(self.snd_max) {
+                return count;
+            }
+            if self.marks.contains(Marks::FLUSH) {
                 return count;
             }
             if self.facts.intersects(Facts::CORK | Facts::MORE) {
@@ -162,14 +166,16 @@ impl Tcb {
         let data = count.min(self.snd_end.distance(seq).max(0) as u32);
         let sent = self.send_queue.gather_next(env.slices, seq, data, &mut out.payload);
         let mut end = seq + sent;
-        if end == self.snd_end {
+        let room = self.snd_wnd.saturating_sub(self.flight() + sent);
+        let room = room.min(self.window.cwnd.saturating_sub(self.pipe() + sent));
+        if self.push_due(env.config, end, sent, room) && sent != 0 {
             out.flags |= Flags::PSH;
+        }
+        if end == self.snd_end {
+            self.marks.remove(Marks::FLUSH);
             if sent < count && self.facts.contains(Facts::FIN_QUEUED) {
                 out.flags |= Flags::FIN;
                 end += 1;
-            }
-            if sent == 0 {
-                out.flags.remove(Flags::PSH);
             }
         }
         env.stats.bytes_out += u64::from(sent);

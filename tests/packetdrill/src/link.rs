@@ -43,6 +43,11 @@ impl Wire {
         self.outbound.pop_front()
     }
 
+    /// Whether something waits for the stack.
+    pub fn has_inbound(&self) -> bool {
+        !self.inbound.is_empty()
+    }
+
     /// Whether the stack has sent anything that nobody has taken.
     pub fn has_outbound(&self) -> bool {
         !self.outbound.is_empty()

@@ -92,12 +92,7 @@ impl World {
     /// There is no end to it.
     pub fn settle(&mut self) {
         for _ in 0..TURNS_MAX {
-            if self.shard.turn().work == 0 {
-                return;
-            }
-            if self.wire.borrow().stopped {
-                // What cannot be sent stays to be sent: two turns do the rest.
-                self.shard.turn();
+            if self.shard.turn().work == 0 && !self.wire.borrow().has_inbound() {
                 return;
             }
         }
