@@ -77,6 +77,12 @@ impl TcpStream {
         self.stack.state().conns.named(self.id).map_or(0, |conn| conn.tcb.unsent_bytes())
     }
 
+    /// Microseconds since the peer last sent anything.
+    pub fn silent_us(&self) -> u64 {
+        let state = self.stack.state();
+        state.conns.named(self.id).map_or(0, |conn| conn.tcb.silent_us(state.now))
+    }
+
     /// As [`Self::poll_write`], and says how.
     pub fn poll_send(
         &self,

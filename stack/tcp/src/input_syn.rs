@@ -48,7 +48,7 @@ impl Tcb {
         self.rcv_isn = header.seq;
         self.rcv_nxt = header.seq + 1;
         self.last_ack_sent = self.rcv_nxt;
-        self.rcv_adv = self.rcv_nxt + env.config.recv_buffer_bytes.min(0xffff);
+        self.rcv_adv = self.rcv_nxt + self.first_window(env.config);
         match options.window_scale {
             Some(scale) if self.facts.contains(Facts::WINDOW_SCALE) => self.snd_scale = scale,
             // RFC 7323 section 2.2: both or neither.

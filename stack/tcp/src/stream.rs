@@ -144,6 +144,13 @@ impl Tcb {
         }
     }
 
+    /// The window of a SYN: a small one holds whole segments, so that the last of them is none that
+    /// silly-window avoidance holds back.
+    pub(crate) fn first_window(&self, config: &crate::config::Config) -> u32 {
+        let (bytes, mss) = (config.recv_buffer_bytes, u32::from(self.mss_limit));
+        if bytes >= 0xffff { 0xffff } else { (bytes / mss * mss).max(bytes.min(mss)) }
+    }
+
     /// Least growth of a window that is announced.
     #[inline]
     pub(crate) fn window_step(&self, config: &crate::config::Config) -> u32 {

@@ -324,6 +324,12 @@ pub struct TcpInfo {
     pub delivery_rate: u64,
     /// Largest segment received, in bytes.
     pub rcv_mss_bytes: u16,
+    /// The link's limit on segments, payload and options, as it was told to the peer.
+    pub mss_limit_bytes: u16,
+    /// Questions about a closed window without an answer.
+    pub probes: u8,
+    /// Stream bytes received in order, modulo 2^32.
+    pub bytes_received: u32,
     /// Whether timestamps are in use.
     pub timestamps: bool,
     /// Whether selective acknowledgements are in use.
@@ -582,12 +588,27 @@ impl Tcb {
             min_rtt_us: self.min_rtt_us,
             delivery_rate: self.delivery_rate,
             rcv_mss_bytes: self.rcv_mss,
+            mss_limit_bytes: self.mss_limit,
+            probes: if self.facts.contains(Facts::PERSIST) { self.retries } else { 0 },
+            bytes_received: self.bytes_received(),
             timestamps: self.facts.contains(Facts::TIMESTAMPS),
             sack: self.facts.contains(Facts::SACK),
             window_scale: self.facts.contains(Facts::WINDOW_SCALE),
             snd_scale: self.snd_scale,
             rcv_scale: self.rcv_scale,
         }
+    }
+
+    /// Stream bytes received in order, modulo 2^32.
+    fn bytes_received(&self) -> u32 {
+        let fin = u32::from(self.facts.contains(Facts::RCV_FIN));
+        self.rcv_nxt.bytes_since(self.rcv_isn).saturating_sub(1 + fin)
+    }
+
+    /// Microseconds since something last came.
+    pub fn silent_us(&self, now: Instant) -> u64 {
+        let ticks = ((now.as_nanos() / TICK_NANOS) as u32).wrapping_sub(self.last_recv_ticks);
+        u64::from(ticks) * TICK_NANOS / 1000
     }
 
     /// As [`Self::info`], with what is known about each segment in flight.

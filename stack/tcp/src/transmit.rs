@@ -422,7 +422,7 @@ impl Tcb {
         // RFC 6691: the MSS option leaves options out of account.
         out.options = Options::syn(self.mss_limit, scale, sack, timestamp);
         // RFC 7323 section 2.2: the window of a SYN is never scaled.
-        let window = env.config.recv_buffer_bytes.min(0xffff);
+        let window = self.first_window(env.config);
         out.window = window as u16;
         self.rcv_adv = self.rcv_nxt + window;
         self.snd_nxt = self.snd_una + 1;

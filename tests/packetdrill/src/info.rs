@@ -1,7 +1,7 @@
 //! `TCP_INFO` as Linux lays it out.
 
 use millstream_core::TcpStream;
-use millstream_tcp::State;
+use millstream_tcp::{CongestionState, State};
 
 /// Values of `tcpi_state`.
 pub fn linux_state(state: State) -> u64 {
@@ -16,6 +16,17 @@ pub fn linux_state(state: State) -> u64 {
         State::CloseWait => 8,
         State::LastAck => 9,
         State::Closing => 11,
+    }
+}
+
+/// Values of `tcpi_ca_state`.
+fn ca_state(state: CongestionState) -> u64 {
+    match state {
+        CongestionState::Open => 0,
+        CongestionState::Disorder => 1,
+        CongestionState::Cwr => 2,
+        CongestionState::Recovery => 3,
+        CongestionState::Loss => 4,
     }
 }
 
@@ -64,7 +75,6 @@ pub fn fields(stream: &TcpStream) -> Vec<(&'static str, Place, u64)> {
         return vec![("tcpi_state", Bytes(0, 1), linux_state(State::Closed))];
     };
     let mss = u64::from(info.mss_bytes).max(1);
-    let packets = |bytes: u32| u64::from(bytes).div_ceil(mss);
     let ssthresh = match info.ssthresh_bytes {
         u32::MAX => 0x7fff_ffff,
         bytes => u64::from(bytes) / mss,
@@ -73,20 +83,32 @@ pub fn fields(stream: &TcpStream) -> Vec<(&'static str, Place, u64)> {
         u64::from(info.timestamps) | u64::from(info.sack) << 1 | u64::from(info.window_scale) << 2;
     vec![
         ("tcpi_state", Bytes(0, 1), linux_state(info.state)),
-        ("tcpi_ca_state", Bytes(1, 1), if info.in_recovery { 3 } else { 0 }),
+        ("tcpi_ca_state", Bytes(1, 1), ca_state(info.ca_state)),
+        ("tcpi_probes", Bytes(3, 1), u64::from(info.probes)),
         ("tcpi_backoff", Bytes(4, 1), u64::from(info.backoff)),
         ("tcpi_options", Bytes(5, 1), options),
         ("tcpi_snd_wscale", Bits(6, 0, 4), u64::from(info.snd_scale)),
         ("tcpi_rcv_wscale", Bits(6, 4, 4), u64::from(info.rcv_scale)),
         ("tcpi_rto", Bytes(8, 4), u64::from(info.rto_us)),
         ("tcpi_snd_mss", Bytes(16, 4), mss),
-        ("tcpi_unacked", Bytes(24, 4), packets(info.flight_bytes)),
+        ("tcpi_rcv_mss", Bytes(20, 4), u64::from(info.rcv_mss_bytes)),
+        ("tcpi_unacked", Bytes(24, 4), u64::from(info.unacked)),
+        ("tcpi_sacked", Bytes(28, 4), u64::from(info.sacked)),
+        ("tcpi_lost", Bytes(32, 4), u64::from(info.lost)),
+        ("tcpi_retrans", Bytes(36, 4), u64::from(info.retrans)),
+        ("tcpi_last_data_recv", Bytes(52, 4), stream.silent_us() / 1000),
         ("tcpi_rtt", Bytes(68, 4), u64::from(info.srtt_us)),
         ("tcpi_rttvar", Bytes(72, 4), u64::from(info.rttvar_us)),
         ("tcpi_snd_ssthresh", Bytes(76, 4), ssthresh),
         ("tcpi_snd_cwnd", Bytes(80, 4), u64::from(info.cwnd_bytes) / mss),
+        ("tcpi_advmss", Bytes(84, 4), u64::from(info.mss_limit_bytes)),
+        ("tcpi_reordering", Bytes(88, 4), u64::from(info.reordering)),
         ("tcpi_total_retrans", Bytes(100, 4), u64::from(info.retransmits)),
+        ("tcpi_bytes_acked", Bytes(120, 8), stream.acked_total()),
+        ("tcpi_bytes_received", Bytes(128, 8), u64::from(info.bytes_received)),
         ("tcpi_notsent_bytes", Bytes(144, 4), stream.unsent_bytes() as u64),
+        ("tcpi_min_rtt", Bytes(148, 4), u64::from(info.min_rtt_us)),
+        ("tcpi_delivery_rate", Bytes(160, 8), info.delivery_rate),
         ("tcpi_snd_wnd", Bytes(228, 4), u64::from(info.snd_wnd_bytes)),
         ("tcpi_rcv_wnd", Bytes(232, 4), u64::from(info.rcv_wnd_bytes)),
     ]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use millstream_tcp::{Config, KeepAlive};
+use millstream_tcp::{Algorithm, Config, KeepAlive};
 
 /// Knobs that change the stack's configuration, with Linux's defaults.
 const KNOBS: &[(&str, &str)] = &[
@@ -24,6 +24,7 @@ const KNOBS: &[(&str, &str)] = &[
     ("tcp_syncookies", "1"),
     ("tcp_invalid_ratelimit", "500"),
     ("tcp_rto_max_ms", "120000"),
+    ("tcp_min_tso_segs", "2"),
 ];
 
 /// Knobs that scripts turn and that have nothing to turn here: what they switch on is always on,
@@ -36,7 +37,6 @@ const ACCEPTED: &[&str] = &[
     "tcp_early_retrans",
     "tcp_recovery",
     "tcp_tso_win_divisor",
-    "tcp_min_tso_segs",
     "tcp_pacing_ss_ratio",
     "tcp_pacing_ca_ratio",
     "tcp_notsent_lowat",
@@ -100,6 +100,15 @@ impl Sysctls {
             data_retries: self.number("tcp_retries2", 0).min(255) as u8,
             fin_wait_2_us: seconds("tcp_fin_timeout"),
             max_rto_us: (self.number("tcp_rto_max_ms", 0) * 1000).min(u64::from(u32::MAX)) as u32,
+            slow_start_after_idle: self.number("tcp_slow_start_after_idle", 0) != 0,
+            burst_segments_min: self.number("tcp_min_tso_segs", 0).clamp(1, 255) as u8,
+            // The delayed ACK that Linux allows for.
+            probe_ack_delay_us: 200_000,
+            congestion: match self.text("tcp_congestion_control") {
+                "reno" => Algorithm::NewReno,
+                "dctcp" => Algorithm::Dctcp,
+                _ => Algorithm::Cubic,
+            },
             challenge_acks_per_second: if self.number("tcp_invalid_ratelimit", 0) == 0 {
                 u8::MAX
             } else {

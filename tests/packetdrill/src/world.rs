@@ -91,8 +91,15 @@ impl World {
     /// # Panics
     /// There is no end to it.
     pub fn settle(&mut self) {
+        let mut idle = 0;
         for _ in 0..TURNS_MAX {
-            if self.shard.turn().work == 0 && !self.wire.borrow().has_inbound() {
+            if self.shard.turn().work > 0 || self.wire.borrow().has_inbound() {
+                idle = 0;
+                continue;
+            }
+            // What a turn found to ask a neighbour, the next one asks.
+            idle += 1;
+            if idle == 2 {
                 return;
             }
         }
