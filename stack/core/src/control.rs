@@ -83,7 +83,8 @@ impl TcpStream {
         state.conns.named(self.id).map_or(0, |conn| conn.tcb.silent_us(state.now))
     }
 
-    /// As [`Self::poll_write`], and says how.
+    /// As [`Self::poll_write`], and says how. What is written later without a word counts as said here
+    /// last.
     pub fn poll_send(
         &self,
         cx: &mut Context<'_>,
@@ -91,13 +92,14 @@ impl TcpStream {
         flags: SendFlags,
     ) -> Poll<std::io::Result<usize>> {
         let written = self.poll_write(cx, data);
-        if flags != SendFlags::default()
-            && let Poll::Ready(Ok(count)) = written
-        {
+        if let Poll::Ready(Ok(count)) = written {
             let mut state = self.stack.state();
             let state = &mut *state;
             if let Some(conn) = state.conns.named_mut(self.id) {
                 conn.tcb.set_more(&mut env!(state), flags.more && count > 0);
+                if flags.end_of_record {
+                    conn.tcb.end_record(&mut state.slices);
+                }
             }
         }
         written

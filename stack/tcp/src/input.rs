@@ -213,12 +213,9 @@ impl Tcb {
         let mut timestamp = None;
         if self.facts.contains(Facts::TIMESTAMPS) && !flags.contains(Flags::RST) {
             timestamp = header.timestamp();
-            let Some(timestamp) = timestamp else {
-                env.stats.no_timestamp_drops += 1;
-                return Events::empty();
-            };
             let silent = env.now_ticks().wrapping_sub(self.last_recv_ticks);
-            if (timestamp.value.wrapping_sub(self.ts_recent) as i32) < 0 && silent < PAWS_IDLE_TICKS
+            if let Some(timestamp) = timestamp
+                && (timestamp.value.wrapping_sub(self.ts_recent) as i32) < 0 && silent < PAWS_IDLE_TICKS
             {
                 env.stats.paws_drops += 1;
                 self.challenge(env);
@@ -536,7 +533,9 @@ impl Tcb {
         {
             if self.facts.contains(Facts::DETACHED) {
                 env.stats.closed_drops += 1;
-                self.abort(env);
+                // Nobody will read it: <SEQ=SEG.ACK><CTL=RST>.
+                self.finish(env, Some(ConnectionError::Aborted));
+                self.reply_reset(self.snd_una);
                 return Events::empty();
             }
             events = self.accept(env, seq, payload, len);
@@ -655,7 +654,10 @@ impl Tcb {
     /// Eighth: the FIN, in order.
     fn process_fin(&mut self, env: &mut Env<'_>) -> Events {
         // A FIN that follows data may wait for this side's, as in Linux: often the answer is a FIN too.
-        if self.state == State::Established && self.rcv_nxt != self.rcv_isn + 1 {
+        if self.state == State::Established
+            && self.rcv_nxt != self.rcv_isn + 1
+            && self.rcv_adv.gt(self.rcv_nxt)
+        {
             self.delay_ack(env);
         } else {
             self.facts.insert(Facts::TX_ACK);

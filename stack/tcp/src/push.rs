@@ -16,7 +16,13 @@ impl Tcb {
     /// Whether the segment of new data up to `end`, of `sent` bytes, gets PSH. `room`: bytes that
     /// the windows leave behind it.
     #[inline]
-    pub(crate) fn push_due(&mut self, config: &Config, end: SeqNumber, sent: u32, room: u32) -> bool {
+    pub(crate) fn push_due(
+        &mut self,
+        config: &Config,
+        end: SeqNumber,
+        sent: u32,
+        room: u32,
+    ) -> bool {
         if end == self.snd_end {
             self.burst_bytes = 0;
             return !self.marks.contains(Marks::CONTINUED);

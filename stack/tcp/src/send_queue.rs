@@ -5,7 +5,7 @@ use millstream_buf::IoBuf;
 use millstream_wire::tcp::SeqNumber;
 
 use crate::segment::MAX_SLICES;
-use crate::slab::{NIL, SliceSlab};
+use crate::slab::{NIL, SEALED, SliceSlab};
 
 /// A list of slices from the oldest unacknowledged byte on, with a cursor on the slice that holds
 /// the next byte to send.
@@ -28,6 +28,7 @@ impl SendQueue {
         seq: SeqNumber,
     ) -> Result<(), IoBuf> {
         if let Some(tail) = slab.get_mut(self.tail)
+            && tail.range_stamp != SEALED
             && let Some(last) = &mut tail.buf
             && last.try_join(&buf)
         {
@@ -43,6 +44,13 @@ impl SendQueue {
             self.cursor = index;
         }
         Ok(())
+    }
+
+    /// Ends a record with the last slice.
+    pub(crate) fn seal(&self, slab: &mut SliceSlab) {
+        if let Some(tail) = slab.get_mut(self.tail) {
+            tail.range_stamp = SEALED;
+        }
     }
 
     /// Lets go of everything before `una`.
@@ -128,6 +136,9 @@ fn gather(
             }
             left -= count;
             seq += count;
+            if node.range_stamp == SEALED {
+                break;
+            }
         }
         if left == 0 || node.next == NIL {
             break;
@@ -167,6 +178,23 @@ mod tests {
         assert_eq!(slab.used(), 0);
         queue.push(&mut slab, IoBuf::from(vec![6]), start + 6).unwrap();
         assert_eq!(queue.gather_next(&slab, start + 6, 9, &mut out), 1);
+    }
+
+    #[test]
+    fn a_record_ends_its_segment() {
+        let mut slab = SliceSlab::with_capacity(4);
+        let mut queue = SendQueue::EMPTY;
+        let whole = IoBuf::from(vec![0, 1, 2, 3, 4, 5]);
+        queue.push(&mut slab, whole.slice(0..2), SeqNumber(10)).unwrap();
+        queue.seal(&mut slab);
+        queue.push(&mut slab, whole.slice(2..6), SeqNumber(12)).unwrap();
+        let mut out = ArrayVec::new();
+        assert_eq!(queue.gather_next(&slab, SeqNumber(10), 9, &mut out), 2);
+        out.clear();
+        assert_eq!(queue.gather_next(&slab, SeqNumber(12), 9, &mut out), 4);
+        out.clear();
+        assert_eq!(queue.gather_first(&slab, SeqNumber(10), 9, &mut out), 2);
+        assert_eq!(bytes(&out), [0, 1]);
     }
 
     #[test]

@@ -23,8 +23,12 @@ pub(crate) struct Node {
     pub(crate) range_tail: u32,
     pub(crate) range_next: u32,
     pub(crate) range_nodes: u32,
+    /// In a send queue: [`SEALED`], or 0.
     pub(crate) range_stamp: u32,
 }
+
+/// The slice ends a record: nothing behind it shares a segment with it.
+pub(crate) const SEALED: u32 = u32::MAX;
 
 impl Node {
     #[inline]
@@ -112,6 +116,7 @@ impl SliceSlab {
         node.buf = Some(buf);
         node.seq = seq;
         node.next = NIL;
+        node.range_stamp = 0;
         Ok(index)
     }
 

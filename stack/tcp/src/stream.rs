@@ -102,12 +102,18 @@ impl Tcb {
         count
     }
 
-    /// Says whether more follows at once on what was queued last (`MSG_MORE`), which
-    /// [`Tcb::send`] has taken to be complete.
+    /// Says whether more follows at once on what was queued last (`MSG_MORE`), which [`Tcb::send`] has
+    /// taken to be complete. [`Tcb::push`] leaves what was said before.
     pub fn set_more(&mut self, env: &mut Env<'_>, more: bool) {
         self.facts.set(Facts::MORE, more);
         self.marks.set(Marks::CONTINUED, more);
         self.arm_persist_if_stalled(env);
+    }
+
+    /// Ends a record with what was queued last (`MSG_EOR`): nothing queued later shares a segment with
+    /// it.
+    pub fn end_record(&mut self, slices: &mut SliceSlab) {
+        self.send_queue.seal(slices);
     }
 
     /// Copies out what has arrived in order and leaves it there; returns the number of bytes.

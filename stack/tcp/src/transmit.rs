@@ -61,7 +61,8 @@ impl Tcb {
         self.fill_plain(env, out, seq, Flags::ACK);
         let sent = self.send_queue.gather_next(env.slices, seq, count, &mut out.payload);
         let end = seq + sent;
-        if self.push_due(env.config, end, sent, room) {
+        // Fewer than there are: a record ends.
+        if sent < count || self.push_due(env.config, end, sent, room) {
             out.flags = Flags::ACK.union(Flags::PSH);
         }
         env.stats.bytes_out += u64::from(sent);
@@ -168,7 +169,7 @@ impl Tcb {
         let mut end = seq + sent;
         let room = self.snd_wnd.saturating_sub(self.flight() + sent);
         let room = room.min(self.window.cwnd.saturating_sub(self.pipe() + sent));
-        if self.push_due(env.config, end, sent, room) && sent != 0 {
+        if sent < data || (self.push_due(env.config, end, sent, room) && sent != 0) {
             out.flags |= Flags::PSH;
         }
         if end == self.snd_end {
