@@ -1,6 +1,6 @@
 //! What a socket can be asked and told beside its data: what a layer of system calls needs.
 
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 use std::task::{Context, Poll};
 
 use millstream_tcp::{ConnectionError, State as TcpState};
@@ -137,7 +137,7 @@ impl TcpStream {
     /// # Errors
     /// How the connection ended.
     pub fn poll_established(&self, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        let remote = self.peer_addr().unwrap_or(SocketAddrV4::new([0; 4].into(), 0));
+        let remote = self.peer_addr().unwrap_or(SocketAddr::from(([0; 4], 0)));
         match self.poll_connected(cx, remote) {
             Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
             Poll::Ready(Err(_)) => Poll::Ready(Err(match self.error() {

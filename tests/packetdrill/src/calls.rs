@@ -1,7 +1,7 @@
 //! The calls that may wait: each is begun, and asked after every change of the world whether it has
 //! ended.
 
-use std::net::SocketAddrV4;
+use std::net::{SocketAddr, SocketAddrV4};
 
 use millstream_core::SendFlags;
 use millstream_tcp::State;
@@ -47,7 +47,7 @@ pub struct Answer {
     /// `TCP_CM_INQ`: bytes that can still be read.
     pub left: Option<i64>,
     /// The peer.
-    pub peer: Option<SocketAddrV4>,
+    pub peer: Option<SocketAddr>,
     /// What descriptors are ready for, with the data of `epoll`.
     pub ready: Vec<(i64, u64)>,
 }
@@ -155,7 +155,7 @@ impl Sockets {
             Kind::Fresh => {
                 socket.options.apply(&stack);
                 let port = socket.bound.map(|bound| bound.port()).filter(|port| *port != 0);
-                let stream = match stack.start_connect(port, to) {
+                let stream = match stack.start_connect(port, to.into()) {
                     Ok(stream) => stream,
                     Err(_) => return Some(Err(Errno::EADDRNOTAVAIL)),
                 };
