@@ -83,6 +83,9 @@ pub struct Config {
     pub slow_start_after_idle: bool,
     /// Segments that a burst has at least, however slow the path: see `push.rs`.
     pub burst_segments_min: u8,
+    /// Whether slow start grows by all that an ACK acknowledges, as in Linux; otherwise by eight
+    /// segments at most (RFC 9406 section 4.2, L), which spares the path bursts after an ACK for many.
+    pub slow_start_unbounded: bool,
     /// Initial congestion window in segments (RFC 6928: 10).
     pub initial_window_segments: u8,
     /// Congestion controller.
@@ -122,6 +125,7 @@ impl Default for Config {
             probe_ack_delay_us: 42_000,
             slow_start_after_idle: true,
             burst_segments_min: 2,
+            slow_start_unbounded: false,
             initial_window_segments: 10,
             congestion: Algorithm::default(),
             nagle: true,

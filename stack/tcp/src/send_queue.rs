@@ -53,6 +53,19 @@ impl SendQueue {
         }
     }
 
+    /// Whether a record ends before the number `end`.
+    pub(crate) fn record_ends_at(&self, slab: &SliceSlab, end: SeqNumber) -> bool {
+        let mut index = self.head;
+        while let Some(node) = slab.get(index) {
+            let behind = node.seq + node.len();
+            if behind.ge(end) {
+                return behind == end && node.range_stamp == SEALED;
+            }
+            index = node.next;
+        }
+        false
+    }
+
     /// Lets go of everything before `una`.
     #[inline(always)]
     pub(crate) fn release_until(&mut self, slab: &mut SliceSlab, una: SeqNumber) {

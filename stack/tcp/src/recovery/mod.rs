@@ -473,7 +473,8 @@ impl Tcb {
             out.flags |= Flags::FIN;
             end += 1;
         }
-        if sent != 0 && seq + sent == self.snd_end {
+        let last = seq + sent == self.snd_end;
+        if sent != 0 && (last || self.send_queue.record_ends_at(env.slices, seq + sent)) {
             out.flags |= Flags::PSH;
         }
         env.stats.bytes_out += u64::from(sent);
