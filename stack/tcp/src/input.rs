@@ -215,7 +215,8 @@ impl Tcb {
             timestamp = header.timestamp();
             let silent = env.now_ticks().wrapping_sub(self.last_recv_ticks);
             if let Some(timestamp) = timestamp
-                && (timestamp.value.wrapping_sub(self.ts_recent) as i32) < 0 && silent < PAWS_IDLE_TICKS
+                && (timestamp.value.wrapping_sub(self.ts_recent) as i32) < 0
+                && silent < PAWS_IDLE_TICKS
             {
                 env.stats.paws_drops += 1;
                 self.challenge(env);
