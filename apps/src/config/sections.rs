@@ -9,7 +9,7 @@ use millstream::core::{Idle, Ipv4Config, Ipv6Config, Limits, SynCookiePolicy};
 use millstream::disk::QueueKind;
 use millstream::dpdk_port::{Device, EalConfig, PortConfig};
 use millstream::http::{CacheConfig, ServerConfig, Timeouts};
-use millstream::tcp::KeepAlive;
+use millstream::tcp::{Algorithm, KeepAlive};
 use serde::{Deserialize, Serialize};
 
 use super::values::{Cidr, CidrV6, Mac, PciAddress};
@@ -267,6 +267,42 @@ impl LimitsSection {
     }
 }
 
+/// Congestion controllers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Congestion {
+    /// CUBIC.
+    Cubic,
+    /// NewReno.
+    NewReno,
+    /// BBR.
+    Bbr,
+    /// DCTCP.
+    Dctcp,
+}
+
+impl From<Congestion> for Algorithm {
+    fn from(congestion: Congestion) -> Self {
+        match congestion {
+            Congestion::Cubic => Self::Cubic,
+            Congestion::NewReno => Self::NewReno,
+            Congestion::Bbr => Self::Bbr,
+            Congestion::Dctcp => Self::Dctcp,
+        }
+    }
+}
+
+impl From<Algorithm> for Congestion {
+    fn from(algorithm: Algorithm) -> Self {
+        match algorithm {
+            Algorithm::Cubic => Self::Cubic,
+            Algorithm::NewReno => Self::NewReno,
+            Algorithm::Bbr => Self::Bbr,
+            Algorithm::Dctcp => Self::Dctcp,
+        }
+    }
+}
+
 /// `[tcp]`
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
@@ -284,6 +320,7 @@ pub struct TcpSection {
     pub time_wait_us: u64,
     pub fin_wait_2_us: u64,
     pub initial_window_segments: u8,
+    pub congestion: Congestion,
     pub nagle: bool,
     pub timestamps: bool,
     pub sack: bool,
@@ -309,6 +346,7 @@ impl Default for TcpSection {
             time_wait_us: tcp.time_wait_us,
             fin_wait_2_us: tcp.fin_wait_2_us,
             initial_window_segments: tcp.initial_window_segments,
+            congestion: tcp.congestion.into(),
             nagle: tcp.nagle,
             timestamps: tcp.timestamps,
             sack: tcp.sack,
@@ -335,6 +373,7 @@ impl TcpSection {
             time_wait_us: self.time_wait_us,
             fin_wait_2_us: self.fin_wait_2_us,
             initial_window_segments: self.initial_window_segments,
+            congestion: self.congestion.into(),
             nagle: self.nagle,
             timestamps: self.timestamps,
             sack: self.sack,

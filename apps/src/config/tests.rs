@@ -110,6 +110,10 @@ fn an_unknown_key_is_named_with_its_line_and_the_nearest() {
         error("[link]\ndriver = \"tapp\"\n"),
         "my.toml:2: unknown value `tapp`; did you mean `tap`?"
     );
+    assert_eq!(
+        error("[tcp]\ncongestion = \"cubik\"\n"),
+        "my.toml:2: unknown value `cubik`; did you mean `cubic`?"
+    );
     let far = error("[disk]\nzzz = 1\n");
     assert_eq!(far, "my.toml:2: unknown key `zzz` in [disk]; known are queue, depth");
 }
@@ -165,4 +169,14 @@ fn a_missing_profile_is_a_sentence() {
     let error = Config::load(Path::new("/nowhere/x.toml"), &[]).unwrap_err();
     assert_eq!(error.exit_code(), 2);
     assert!(error.to_string().starts_with("cannot read the profile `/nowhere/x.toml`"), "{error}");
+}
+
+#[test]
+fn congestion_controllers_have_the_names_that_the_stack_gives_them() {
+    for algorithm in millstream::tcp::Algorithm::ALL {
+        let text = format!("[tcp]\ncongestion = \"{algorithm}\"\n");
+        let config = check::parse(&text, "profile").unwrap();
+        assert_eq!(config.tcp.config().congestion, algorithm);
+        assert_eq!(config.shard_config().tcp.congestion, algorithm);
+    }
 }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::task::Waker;
 
-use millstream_tcp::{Events, Tcb, reset_reply};
+use millstream_tcp::{Algorithm, Events, Tcb, reset_reply};
 use millstream_wire::tcp::{Flags, Header};
 
 use crate::channel::{Channel, Packet};
@@ -17,6 +17,8 @@ pub(crate) struct Listener {
     /// With an unspecified address of IPv6 both versions are meant.
     pub address: SocketAddr,
     pub backlog: usize,
+    /// Controller of its connections, if not the stack's.
+    pub congestion: Option<Algorithm>,
     /// Connections whose handshake is under way.
     pub half_open: usize,
     /// Their names in the order in which they came, among names of some that are further on.
@@ -89,6 +91,7 @@ impl State {
                 SocketAddr::V6(_) => address,
             },
             backlog,
+            congestion: None,
             half_open: 0,
             half_open_order: VecDeque::with_capacity(2 * backlog),
             accept: VecDeque::with_capacity(backlog),
@@ -263,6 +266,9 @@ impl State {
             conn.tcb.abort(&mut env!(self));
             return self.settle(id.number);
         };
+        if let Some(algorithm) = listener.congestion {
+            conn.tcb.set_congestion(&mut env!(self), algorithm);
+        }
         conn.facts.insert(Facts::HELD);
         listener.accept.push_back(id);
         if let Some(waker) = listener.waker.take() {

@@ -10,7 +10,7 @@ use std::task::{Context, Poll, Waker};
 
 use millstream_buf::{Agg, FRAME_BYTES, IoBuf, Staging};
 use millstream_disk::File;
-use millstream_tcp::{ConnectionError, Env, State as TcpState, TcpInfo};
+use millstream_tcp::{Algorithm, ConnectionError, Env, State as TcpState, TcpInfo};
 
 use crate::conn::{Conn, ConnId, Facts, NONE};
 use crate::splice::SendFileError;
@@ -31,6 +31,14 @@ impl TcpListener {
     /// The address that it listens on.
     pub fn local_addr(&self) -> Option<SocketAddr> {
         self.stack.state().listener_mut(u32::from(self.number)).map(|listener| listener.address)
+    }
+
+    /// Chooses the congestion controller of the connections that are opened from now on, in place
+    /// of that of the stack's configuration.
+    pub fn set_congestion(&self, algorithm: Algorithm) {
+        if let Some(listener) = self.stack.state().listener_mut(u32::from(self.number)) {
+            listener.congestion = Some(algorithm);
+        }
     }
 
     /// Waits for a connection.
@@ -315,6 +323,16 @@ impl TcpStream {
             conn.tcb.set_nodelay(nodelay);
             // What was held back may go now.
             conn.schedule_output(&mut state.output, self.id.number);
+        }
+    }
+
+    /// Takes another congestion controller than that of the stack's configuration. To be called
+    /// before data is acknowledged: after that it has no effect.
+    pub fn set_congestion(&self, algorithm: Algorithm) {
+        let mut state = self.stack.state();
+        let state = &mut *state;
+        if let Some(conn) = state.conns.named_mut(self.id) {
+            conn.tcb.set_congestion(&mut env!(state), algorithm);
         }
     }
 

@@ -10,6 +10,7 @@ use common::{SERVER, World, pattern, server_at};
 use futures::{AsyncReadExt, AsyncWriteExt};
 use millstream_buf::IoBuf;
 use millstream_core::{ConnectError, ListenError, Stack};
+use millstream_tcp::Algorithm;
 
 /// Echoes each connection until its end.
 fn echo(stack: &Stack, port: u16) {
@@ -372,4 +373,41 @@ fn data_that_nobody_reads_does_not_stop_the_link() {
     drop(read);
     assert!(got == pattern(200_000, 1));
     assert!(server.stack().metrics().copied_scarce_bytes >= 190_000);
+}
+
+/// A listener and a stream choose their own.
+#[test]
+fn a_congestion_controller_is_chosen_per_socket() {
+    let mut world = World::new();
+    let listener = world.server.stack().listen(server_at(7), 16).unwrap();
+    listener.set_congestion(Algorithm::Dctcp);
+    let (stack, chosen) = (world.server.stack().clone(), Rc::new(Cell::new(None)));
+    let told = Rc::clone(&chosen);
+    stack
+        .spawn(async move {
+            let (stream, _) = listener.accept().await;
+            told.set(stream.info().map(|info| info.congestion));
+            while let Ok(Some(buf)) = stream.read_buf().await {
+                if stream.send_buf(buf).await.is_err() {
+                    break;
+                }
+            }
+            stream.shutdown();
+        })
+        .unwrap();
+    let stack = world.client.stack().clone();
+    let ours = world.client_runs(async move {
+        let stream = stack.connect(server_at(7)).await.unwrap();
+        let before = stream.info().unwrap().congestion;
+        stream.set_congestion(Algorithm::NewReno);
+        let after = stream.info().unwrap().congestion;
+        stream.write_all(b"x").await.unwrap();
+        let count = stream.read(&mut [0; 8]).await.unwrap();
+        stream.set_congestion(Algorithm::Cubic);
+        (before, after, stream.info().unwrap().congestion, count)
+    });
+    assert_eq!(ours, (Algorithm::Cubic, Algorithm::NewReno, Algorithm::NewReno, 1));
+    assert_eq!(chosen.get(), Some(Algorithm::Dctcp));
+    world.settle();
+    world.assert_clean(false);
 }
