@@ -254,6 +254,15 @@ impl Packet {
         }
     }
 
+    /// The ECN codepoint of the IP header (RFC 3168 section 5).
+    #[inline]
+    pub fn ecn(&self) -> u8 {
+        match self.frame.get(usize::from(self.ip_offset)..) {
+            Some(&[first, second, ..]) => (if first >> 4 == 6 { second >> 4 } else { second }) & 3,
+            _ => 0,
+        }
+    }
+
     /// Whether it is an IPv6 packet.
     #[inline]
     pub fn is_ipv6(&self) -> bool {

@@ -396,7 +396,8 @@ fn build_segment(
 
     let [src, dst] = key.addresses_out();
     let addresses = u64::from(src) + u64::from(dst);
-    let version_and_len = (0x4500_0000 | (segment_len + ipv4::HEADER_LEN as u32)).to_be();
+    let first_word = 0x4500_0000 | u32::from(segment.ecn) << 16;
+    let version_and_len = (first_word | (segment_len + ipv4::HEADER_LEN as u32)).to_be();
     // RFC 6864: a packet that may not be fragmented (0x4000) needs no identification.
     let (id_and_flags, ttl_and_protocol) = (0x4000_u32.to_be(), (TTL_AND_TCP << 16).to_be());
     let mut ip_checksum = 0;
@@ -490,6 +491,7 @@ mod tests {
                 ack: SeqNumber(0x0102_0304),
                 flags: Flags::ACK | Flags::PSH,
                 window: 0xfffe,
+                ecn: 2,
                 ..Segment::default()
             };
             segment.options.set_timestamp(Timestamp { value: 77, echo: u32::MAX });
@@ -504,6 +506,7 @@ mod tests {
             assert_eq!((ethernet.dst.0, ethernet.src.0), ([4; 6], [2; 6]));
             let ip = ipv4::Header::parse(&frame[IP_OFFSET..]).unwrap();
             assert_eq!((ip.src, ip.ttl, ip.dont_fragment()), (ours, TTL, true));
+            assert_eq!(frame[IP_OFFSET + 1], 2, "the ECN codepoint");
             assert_eq!(usize::from(ip.total_len), frame.len() - IP_OFFSET);
             assert!(ipv4::verify_checksum(&ip, &frame[IP_OFFSET..]));
             let l4 = &frame[L4_OFFSET..];

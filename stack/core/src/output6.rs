@@ -56,7 +56,7 @@ pub(crate) fn build_segment(
         l4[16..18].copy_from_slice(&checksum.to_be_bytes());
     }
     Header {
-        traffic_class: 0,
+        traffic_class: segment.ecn,
         flow_label: 0,
         payload_len: segment_len as u16,
         next_header: Protocol::TCP,

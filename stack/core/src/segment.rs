@@ -57,6 +57,9 @@ macro_rules! input_packet {
                 $state.metrics.copied_scarce_bytes += copy.len() as u64;
                 payload = Some(copy);
             }
+            if conn.tcb.uses_ecn() && packet.ecn() == millstream_tcp::CE {
+                conn.tcb.note_ce();
+            }
             $state.rx.delivered_tcp += 1;
             Taken::Events($input(&mut conn.tcb, &mut env!($state), &header, payload))
         }

@@ -20,15 +20,40 @@ impl Default for KeepAlive {
     }
 }
 
+/// When explicit congestion notification is used (RFC 3168).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ecn {
+    /// Never.
+    Off,
+    /// If the peer asks for it.
+    #[default]
+    Accept,
+    /// This side asks for it, too.
+    Request,
+}
+
+/// When segments are clocked out at a rate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pacing {
+    /// For congestion controllers that need it.
+    #[default]
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
+}
+
 /// What holds for every connection of a stack.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Bytes that a connection buffers for its application, at most 2^30. Sets the window scale.
+    /// Bytes that a connection buffers for its application at first, at most 2^30.
     pub recv_buffer_bytes: u32,
-    /// Bytes that a connection's buffer may come to hold, if that is more than
-    /// [`Self::recv_buffer_bytes`]: the window scale, which cannot change later, makes room for them.
+    /// Bytes that this grows to as the application reads what a fast path brings, at most 2^30; not
+    /// above [`Self::recv_buffer_bytes`]: it does not grow. Sets the window scale.
     pub recv_buffer_max_bytes: u32,
-    /// Slices that a connection holds for its application, in order or not. Each pins a frame, so
+    /// Slices that a connection holds for its application, in order or not, and in proportion more
+    /// when its buffer grows. Each pins a frame, so
     /// this bounds what a peer can pin with tiny segments. An eighth is kept for those in order.
     pub recv_slices_max: u16,
     /// Separate ranges that reassembly keeps.
@@ -36,6 +61,9 @@ pub struct Config {
     /// Bytes that an application can queue to be sent or acknowledged, at most 2^30. One slice may
     /// overshoot it.
     pub send_buffer_bytes: u32,
+    /// Bytes that this grows to with the congestion window, at most 2^30; not above
+    /// [`Self::send_buffer_bytes`]: it does not grow.
+    pub send_buffer_max_bytes: u32,
     /// Least retransmission time-out in microseconds. RFC 6298 section 2.4 asks for 1 s; the field
     /// has used 200 ms for decades.
     pub min_rto_us: u32,
@@ -88,6 +116,10 @@ pub struct Config {
     pub slow_start_unbounded: bool,
     /// Initial congestion window in segments (RFC 6928: 10).
     pub initial_window_segments: u8,
+    /// Explicit congestion notification. DCTCP asks for it whatever is set here.
+    pub ecn: Ecn,
+    /// Rate-based clocking.
+    pub pacing: Pacing,
     /// Congestion controller.
     pub congestion: Algorithm,
     /// Whether small segments wait for an outstanding acknowledgement (RFC 9293 section 3.7.4).
@@ -103,10 +135,11 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             recv_buffer_bytes: 256 * 1024,
-            recv_buffer_max_bytes: 0,
+            recv_buffer_max_bytes: 4 * 1024 * 1024,
             recv_slices_max: 512,
             reassembly_ranges_max: 32,
             send_buffer_bytes: 256 * 1024,
+            send_buffer_max_bytes: 4 * 1024 * 1024,
             min_rto_us: 200_000,
             initial_rto_us: 1_000_000,
             max_rto_us: 120_000_000,
@@ -127,6 +160,8 @@ impl Default for Config {
             burst_segments_min: 2,
             slow_start_unbounded: false,
             initial_window_segments: 10,
+            ecn: Ecn::default(),
+            pacing: Pacing::default(),
             congestion: Algorithm::default(),
             nagle: true,
             keepalive: None,
@@ -135,13 +170,19 @@ impl Default for Config {
     }
 }
 
+/// Least units of the window field in a receive buffer, if that is larger.
+const UNITS_MIN: u32 = 8;
+
 impl Config {
     /// Least shift with which a window field can announce the whole receive buffer (RFC 7323
-    /// section 2.3).
+    /// section 2.3), and what it may become, unless then the buffer at first were only a few units.
     pub(crate) fn window_scale(&self) -> u8 {
+        let most = self.recv_buffer_bytes.max(self.recv_buffer_max_bytes);
         let mut shift = 0;
-        let bytes = self.recv_buffer_bytes.max(self.recv_buffer_max_bytes);
-        while shift < millstream_wire::tcp::MAX_WINDOW_SCALE && bytes >> shift > 0xffff {
+        while shift < millstream_wire::tcp::MAX_WINDOW_SCALE
+            && (self.recv_buffer_bytes >> shift > 0xffff
+                || (most >> shift > 0xffff && self.recv_buffer_bytes >> shift > UNITS_MIN))
+        {
             shift += 1;
         }
         shift
@@ -155,8 +196,10 @@ mod tests {
     #[test]
     fn scale_announces_the_whole_buffer() {
         for (bytes, shift) in [(0, 0), (65_535, 0), (65_536, 1), (256 * 1024, 3), (1 << 30, 14)] {
-            let config = Config { recv_buffer_bytes: bytes, ..Config::default() };
+            let config =
+                Config { recv_buffer_bytes: bytes, recv_buffer_max_bytes: 0, ..Config::default() };
             assert_eq!(config.window_scale(), shift, "{bytes}");
         }
+        assert_eq!(Config::default().window_scale(), 7, "of what the buffer may become");
     }
 }

@@ -99,7 +99,7 @@ impl Tcb {
 
     #[inline]
     fn has_slice_left(&self, env: &Env<'_>) -> bool {
-        self.receive_queue.slices < u32::from(env.config.recv_slices_max)
+        self.receive_queue.slices < self.recv_slices_max(env.config)
     }
 
     /// RFC 9293 section 3.10.7.4, fifth check: the window of a segment that is the latest so far.
@@ -185,6 +185,9 @@ impl Tcb {
     ) -> Events {
         let mut flags = header.flags;
         let mut seq = header.seq;
+        if self.facts.contains(Facts::ECN) {
+            self.take_mark(header, payload.as_ref().map_or(0, |payload| payload.len() as u32));
+        }
         if self.state == State::SynReceived
             && flags.contains(Flags::SYN)
             && !flags.contains(Flags::RST)
@@ -268,6 +271,14 @@ impl Tcb {
             events |= self.establish(env, header);
         } else if !self.process_ack(env, header, seq, len, &mut events) {
             return events;
+        }
+        if let Some(timestamp) = timestamp
+            && seq.le(self.last_ack_sent)
+            && header.ack.ge(self.snd_una)
+        {
+            // RFC 7323 section 4.3, (2); not before the acknowledgement was found good: a segment
+            // that somebody made up must not make all that the peer sends look old.
+            self.ts_recent = timestamp.value;
         }
         self.last_recv_ticks = env.now_ticks();
         if let Some(timestamp) = timestamp
@@ -527,6 +538,10 @@ impl Tcb {
             // It takes no room, so a FIN is welcome right behind the window too.
             self.facts.insert(Facts::RCV_FIN_KNOWN);
             self.rcv_fin = seq + len;
+            // Behind it there is nothing, whatever came before said.
+            let dropped = self.reassembly.cut(env.slices, self.rcv_fin);
+            env.stats.closed_drops += u64::from(dropped);
+            self.facts.set(Facts::OUT_OF_ORDER, !self.reassembly.is_empty());
         }
         let mut events = Events::empty();
         if len != 0
@@ -570,7 +585,7 @@ impl Tcb {
         self.facts.insert(Facts::TX_ACK);
         // The rest is for what is in order, so that a gap can be filled without loss of what is
         // behind it.
-        let slices_max = u32::from(env.config.recv_slices_max);
+        let slices_max = self.recv_slices_max(env.config);
         let slices_max = (slices_max - slices_max / 8).saturating_sub(self.receive_queue.slices);
         let ranges_max = env.config.reassembly_ranges_max;
         match self.reassembly.insert(env.slices, seq, &payload, slices_max, ranges_max) {
@@ -626,7 +641,7 @@ impl Tcb {
 
     /// Sees to it that a slice in order can be queued, at the cost of what is ahead of order.
     fn make_room(&mut self, env: &mut Env<'_>) -> bool {
-        let slices_max = u32::from(env.config.recv_slices_max);
+        let slices_max = self.recv_slices_max(env.config);
         if !self.has_slice_left(env) {
             env.stats.receive_bound_drops += 1;
             return false;

@@ -6,7 +6,7 @@ use millstream_wire::tcp::{Flags, Header, SeqNumber};
 
 use crate::congestion::{Controller, initial_window};
 use crate::state::{ConnectionError, Events, State};
-use crate::tcb::{Env, Facts, MSS_DEFAULT, MSS_MIN, Tcb};
+use crate::tcb::{Env, Facts, MSS_DEFAULT, MSS_MIN, Marks, Tcb};
 
 /// The time-out of data after a SYN was lost and nothing was measured (RFC 6298 section 5.7).
 const RTO_AFTER_SYN_LOSS_US: u32 = 3_000_000;
@@ -21,6 +21,7 @@ impl Tcb {
     pub fn active_open(env: &mut Env<'_>, isn: SeqNumber, ts_offset: u32, mss_limit: u16) -> Self {
         let mut tcb = Self::new(env, State::SynSent, isn, ts_offset, mss_limit);
         tcb.facts.insert(Facts::ACTIVE);
+        tcb.offer_ecn(env);
         env.stats.active_opens += 1;
         tcb
     }
@@ -39,6 +40,7 @@ impl Tcb {
         env.stats.passive_opens += 1;
         env.stats.segments_in += 1;
         tcb.take_syn(env, syn);
+        tcb.accept_ecn(env, syn);
         tcb
     }
 
@@ -113,9 +115,11 @@ impl Tcb {
         if !acks {
             // Both opened at once (RFC 9293 section 3.5, figure 8).
             self.state = State::SynReceived;
+            self.marks.remove(Marks::ECN_SYN);
             self.facts.insert(Facts::TX_SYN);
             return Events::empty();
         }
+        self.settle_ecn(header);
         let mut events = self.establish(env, header);
         self.facts.insert(Facts::TX_ACK);
         events |= self.process_data(env, header.seq + 1, payload, flags.contains(Flags::FIN));
@@ -148,6 +152,8 @@ impl Tcb {
         };
         self.congestion.on_open(&mut self.window, mss, env.now.as_micros());
         self.serve_controller(env);
+        self.begin_ecn();
+        self.begin_buffers(env);
         self.note_lone_timeout(env);
         self.facts.remove(Facts::TIMING | Facts::TX_SYN);
         self.retransmit_at = Instant::FAR_FUTURE;

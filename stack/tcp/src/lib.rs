@@ -20,6 +20,9 @@
 //! | `recovery` | losses and their repair: SACK, RACK-TLP, PRR, undo |
 //! | `flight` | what is known about each segment in flight |
 //! | `rate` | how fast the network delivers |
+//! | `pacing` | segments clocked out at a rate |
+//! | `ecn` | RFC 3168, RFC 8257 |
+//! | `buffers` | buffers that grow |
 //! | `congestion` | how large the congestion window is, behind one trait: CUBIC, NewReno, BBR, DCTCP |
 //! | `rtt` | RFC 6298 |
 //! | `send_queue`, `receive_queue`, `slab` | where slices wait |
@@ -33,6 +36,7 @@
 
 #![forbid(unsafe_code)]
 
+mod buffers;
 mod close;
 mod config;
 mod congestion;
@@ -43,6 +47,7 @@ mod input;
 mod input_syn;
 mod isn;
 mod mtu;
+mod pacing;
 mod push;
 mod rate;
 mod receive_queue;
@@ -60,12 +65,13 @@ mod timers;
 mod transmit;
 
 pub use close::Unreachable;
-pub use config::{Config, KeepAlive};
+pub use config::{Config, Ecn, KeepAlive, Pacing};
 pub use congestion::{
     Ack, Algorithm, Bbr, Controller, Cubic, Dctcp, EcnUse, NewReno, RateSample, Signal,
     UnknownAlgorithm, Window,
 };
 pub use cookie::SynCookies;
+pub use ecn::{CE, ECT_0};
 pub use isn::IsnGenerator;
 pub use recovery::CongestionState;
 pub use segment::{MAX_SLICES, Segment, reset_reply};

@@ -39,7 +39,7 @@ impl Tcb {
         self.mss = mss;
         env.stats.path_limits += 1;
         if self.state.transmits() && self.snd_una != self.snd_max {
-            self.resend_all(env);
+            self.resend_too_large(env);
             self.arm_retransmit(env);
         }
         let mut events = Events::empty();

@@ -348,6 +348,61 @@ impl Reassembly {
         freed
     }
 
+    /// Lets go of everything from `edge` on. Returns how many slices that frees.
+    #[cold]
+    pub(crate) fn cut(&mut self, slab: &mut SliceSlab, edge: SeqNumber) -> u32 {
+        let (mut previous, mut current) = (NIL, self.head);
+        while let Some(range) = slab.get(current)
+            && range.range_end.le(edge)
+        {
+            (previous, current) = (current, range.range_next);
+        }
+        let mut freed = 0;
+        if let Some(range) = slab.get(current)
+            && range.seq.lt(edge)
+        {
+            // It goes beyond the edge: its slices up to there stay, the last one in part.
+            let mut kept = 1;
+            let mut tail = current;
+            while let Some(next) = slab.get(tail).map(|node| node.next)
+                && slab.get(next).is_some_and(|node| node.seq.lt(edge))
+            {
+                tail = next;
+                kept += 1;
+            }
+            if let Some(node) = slab.get_mut(tail) {
+                let len = edge.bytes_since(node.seq) as usize;
+                if let Some(buf) = &mut node.buf {
+                    buf.truncate(len.min(buf.len()));
+                }
+                let rest = std::mem::replace(&mut node.next, NIL);
+                slab.remove_list(rest);
+            }
+            let next = slab.get_mut(current).map_or(NIL, |range| {
+                freed = range.range_nodes - kept;
+                range.range_end = edge;
+                range.range_tail = tail;
+                range.range_nodes = kept;
+                range.range_next
+            });
+            (previous, current) = (current, next);
+        }
+        match slab.get_mut(previous) {
+            Some(previous) => previous.range_next = NIL,
+            None => self.head = NIL,
+        }
+        while let Some(range) = slab.get(current) {
+            freed += range.range_nodes;
+            let next = range.range_next;
+            slab.remove_list(current);
+            self.ranges -= 1;
+            current = next;
+        }
+        self.slices -= freed;
+        slab.no_longer_ahead(freed);
+        freed
+    }
+
     /// If the first range begins at `rcv_nxt`, moves it to `queue`. Returns the next number wanted.
     pub(crate) fn deliver(
         &mut self,

@@ -19,6 +19,8 @@ pub struct Segment {
     pub flags: Flags,
     /// The window field, scaled already.
     pub window: u16,
+    /// The ECN codepoint of the IP header (RFC 3168 section 5): 0, or [`ECT_0`](crate::ECT_0).
+    pub ecn: u8,
     /// Bytes of payload in each segment that the NIC is to cut this one into; 0: it is sent as it
     /// is.
     pub gso_bytes: u16,

@@ -132,8 +132,9 @@ impl Tcb {
     /// avoidance (RFC 9293 section 3.8.6.2.2). Otherwise the next ACK tells.
     #[inline]
     fn window_may_open(&mut self, env: &Env<'_>) {
+        self.tune_receive_buffer(env);
         let held = self.rcv_adv.bytes_since(self.rcv_nxt);
-        if held <= (env.config.recv_buffer_bytes / 8).max(2 * u32::from(self.mss_limit)) {
+        if held <= (self.recv_buf_bytes / 8).max(2 * u32::from(self.mss_limit)) {
             self.open_window(env, held);
         }
     }
@@ -144,7 +145,7 @@ impl Tcb {
         if self.state.receives()
             && held <= little
             && room / 2 >= held
-            && room - held >= self.window_step(env.config)
+            && room - held >= self.window_step()
         {
             self.facts.insert(Facts::TX_ACK);
         }
@@ -159,8 +160,8 @@ impl Tcb {
 
     /// Least growth of a window that is announced.
     #[inline]
-    pub(crate) fn window_step(&self, config: &crate::config::Config) -> u32 {
-        u32::from(self.mss_limit).min(config.recv_buffer_bytes / 2)
+    pub(crate) fn window_step(&self) -> u32 {
+        u32::from(self.mss_limit).min(self.recv_buf_bytes / 2)
     }
 
     /// The next number that is expected of the peer.
@@ -173,9 +174,9 @@ impl Tcb {
     /// gets a full segment, or what a window field can say.
     #[inline]
     pub(crate) fn receive_room(&self, config: &crate::config::Config) -> u32 {
-        let bytes = config.recv_buffer_bytes.min(1 << 30).saturating_sub(self.receive_queue.bytes);
+        let bytes = self.recv_buf_bytes.saturating_sub(self.receive_queue.bytes);
         let held = self.receive_queue.slices + self.reassembly.slices;
-        let slices = u32::from(config.recv_slices_max).saturating_sub(held);
+        let slices = self.recv_slices_max(config).saturating_sub(held);
         bytes.min(slices * u32::from(self.mss_limit)).min(0xffff << self.rcv_scale)
     }
 }

@@ -149,6 +149,16 @@ bitflags::bitflags! {
         const CONTINUED = 1 << 6;
         /// What is queued goes out once although `Facts::CORK` is set.
         const FLUSH = 1 << 7;
+        /// The SYN asks for ECN, or the SYN-ACK agrees to it.
+        const ECN_SYN = 1 << 8;
+        /// Marks are echoed exactly (RFC 8257).
+        const DCTCP = 1 << 9;
+        /// The segment being taken met congestion.
+        const CE = 1 << 10;
+        /// The last data segment met congestion.
+        const CE_STATE = 1 << 11;
+        /// The segment at `reply_seq` that is to be sent is an ACK, not a reset.
+        const REPLY_IS_ACK = 1 << 12;
     }
 }
 
@@ -264,6 +274,15 @@ pub struct Tcb {
     pub(crate) min_rtt_ticks: u32,
     /// In bytes a second.
     pub(crate) delivery_rate: u64,
+    /// When the next segment may leave, if `Facts::PACED`.
+    pub(crate) pace_at: Instant,
+    /// The user time-out in milliseconds; 0: as configured.
+    pub(crate) user_timeout_ms: u32,
+    /// The receive buffer in bytes, and what the application read when: see `buffers.rs`.
+    pub(crate) recv_buf_bytes: u32,
+    pub(crate) tune_seq: SeqNumber,
+    pub(crate) tune_us: u32,
+    pub(crate) tune_bytes: u32,
 }
 
 const _: () = assert!(std::mem::size_of::<Tcb>() <= 288);
@@ -322,6 +341,12 @@ pub struct TcpInfo {
     pub min_rtt_us: u32,
     /// How fast the network last delivered, in bytes a second.
     pub delivery_rate: u64,
+    /// How fast segments are clocked out, or would be, in bytes a second; 0: not known yet.
+    pub pacing_rate: u64,
+    /// Whether explicit congestion notification is in use.
+    pub ecn: bool,
+    /// The receive buffer in bytes.
+    pub recv_buffer_bytes: u32,
     /// Largest segment received, in bytes.
     pub rcv_mss_bytes: u16,
     /// The link's limit on segments, payload and options, as it was told to the peer.
@@ -417,6 +442,12 @@ impl Tcb {
             min_rtt_us: 0,
             min_rtt_ticks: ticks,
             delivery_rate: 0,
+            pace_at: Instant::ZERO,
+            user_timeout_ms: 0,
+            recv_buf_bytes: config.recv_buffer_bytes.min(1 << 30),
+            tune_seq: SeqNumber(0),
+            tune_us: 0,
+            tune_bytes: 0,
             mss_limit,
             challenges: 0,
             error: None,
@@ -442,7 +473,8 @@ impl Tcb {
     /// [`Tcb::on_timer`] early does nothing.
     #[inline]
     pub fn deadline(&self) -> Instant {
-        self.retransmit_at.min(self.ack_at).min(self.idle_at)
+        let at = self.retransmit_at.min(self.ack_at).min(self.idle_at);
+        if self.marks.contains(Marks::PACE_WAIT) { at.min(self.pace_at) } else { at }
     }
 
     /// Whether [`Tcb::transmit`] has something to send now.
@@ -539,7 +571,7 @@ impl Tcb {
         if !self.state.accepts_data() || self.facts.contains(Facts::FIN_QUEUED) {
             return 0;
         }
-        (config.send_buffer_bytes.min(1 << 30) as usize).saturating_sub(self.unacked_bytes())
+        (self.send_buf_bytes(config) as usize).saturating_sub(self.unacked_bytes())
     }
 
     /// Bytes that may be read now.
@@ -587,6 +619,9 @@ impl Tcb {
             reordering: self.reordering,
             min_rtt_us: self.min_rtt_us,
             delivery_rate: self.delivery_rate,
+            pacing_rate: self.pacing_rate(),
+            ecn: self.facts.contains(Facts::ECN),
+            recv_buffer_bytes: self.recv_buf_bytes,
             rcv_mss_bytes: self.rcv_mss,
             mss_limit_bytes: self.mss_limit,
             probes: if self.facts.contains(Facts::PERSIST) { self.retries } else { 0 },
@@ -651,6 +686,20 @@ impl Tcb {
                 self.congestion.on_open(&mut self.window, mss, now_us);
                 self.serve_controller(env);
             }
+        }
+    }
+
+    /// Gives the connection up after so long without progress (RFC 5482, for this side alone); 0: as
+    /// [`Config::user_timeout_us`](crate::Config::user_timeout_us) says. Counts in milliseconds.
+    pub fn set_user_timeout(&mut self, timeout_us: u64) {
+        self.user_timeout_ms = timeout_us.div_ceil(1_000).min(u64::from(u32::MAX)) as u32;
+    }
+
+    /// The user time-out in microseconds; 0: none.
+    pub(crate) fn user_timeout_us(&self, config: &Config) -> u64 {
+        match self.user_timeout_ms {
+            0 => config.user_timeout_us,
+            timeout_ms => u64::from(timeout_ms) * 1_000,
         }
     }
 

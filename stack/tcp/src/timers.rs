@@ -13,6 +13,7 @@ impl Tcb {
     /// Does what is due at `env.now`; nothing if nothing is.
     pub fn on_timer(&mut self, env: &mut Env<'_>) -> Events {
         let mut events = Events::empty();
+        self.end_pace_wait(env);
         if self.ack_at <= env.now {
             self.ack_at = Instant::FAR_FUTURE;
             self.facts.insert(Facts::TX_ACK);
@@ -60,7 +61,18 @@ impl Tcb {
 
     /// Starts the retransmission time-out anew, or that of a window probe.
     pub(crate) fn arm_time_out(&mut self, env: &Env<'_>) {
-        self.retransmit_at = env.now.plus_nanos(self.backed_off_us(env) * 1000);
+        let mut timeout_us = self.backed_off_us(env);
+        let limit_us = self.user_timeout_us(env.config);
+        if limit_us != 0 && self.retries != 0 {
+            // Not later than the time at which this side gives up.
+            timeout_us = timeout_us.min(limit_us.saturating_sub(self.stalled_us(env)).max(1_000));
+        }
+        self.retransmit_at = env.now.plus_nanos(timeout_us * 1000);
+    }
+
+    /// Microseconds since progress stopped.
+    fn stalled_us(&self, env: &Env<'_>) -> u64 {
+        u64::from(env.now_ticks().wrapping_sub(self.stalled_ticks)) * TICK_NANOS / 1000
     }
 
     /// Sets the timer to when more will be known about losses.
@@ -83,6 +95,7 @@ impl Tcb {
             self.facts.remove(Facts::PERSIST);
         } else if self.retransmit_at == Instant::FAR_FUTURE
             && self.state.transmits()
+            && !self.marks.contains(Marks::PACE_WAIT)
             && self.sendable() == 0
         {
             self.arm_persist(env);
@@ -108,7 +121,7 @@ impl Tcb {
             && self.idle_at == Instant::FAR_FUTURE
         {
             let config = env.config;
-            let bound_us = match config.user_timeout_us {
+            let bound_us = match self.user_timeout_us(config) {
                 0 => config.fin_wait_2_us,
                 user_timeout_us => user_timeout_us,
             };
@@ -188,11 +201,8 @@ impl Tcb {
         if self.retries >= env.config.data_retries {
             return true;
         }
-        if env.config.user_timeout_us == 0 || self.retries == 0 {
-            return false;
-        }
-        let stalled = env.now_ticks().wrapping_sub(self.stalled_ticks);
-        u64::from(stalled) * TICK_NANOS / 1000 >= env.config.user_timeout_us
+        let limit_us = self.user_timeout_us(env.config);
+        limit_us != 0 && self.retries != 0 && self.stalled_us(env) >= limit_us
     }
 
     #[cold]

@@ -5,6 +5,7 @@ use millstream_wire::tcp::{Flags, Options, SackBlocks, SeqNumber, Timestamp};
 
 use crate::config::Config;
 use crate::congestion::{Controller, initial_window};
+use crate::ecn::ECT_0;
 use crate::segment::Segment;
 use crate::slab::NIL;
 use crate::state::State;
@@ -41,6 +42,7 @@ impl Tcb {
                 }
                 let seq = self.snd_nxt;
                 self.fill_plain(env, out, seq, Flags::ACK);
+                out.ecn = 0;
                 return true;
             }
         }
@@ -59,6 +61,7 @@ impl Tcb {
             self.quick_acks = 0;
         }
         self.fill_plain(env, out, seq, Flags::ACK);
+        out.ecn = if self.facts.contains(Facts::ECN) { ECT_0 } else { 0 };
         let sent = self.send_queue.gather_next(env.slices, seq, count, &mut out.payload);
         let end = seq + sent;
         // Fewer than there are: a record ends.
@@ -78,6 +81,7 @@ impl Tcb {
     /// All other cases, and all other segments.
     #[inline(never)]
     fn transmit_slow(&mut self, env: &mut Env<'_>, out: &mut Segment) -> bool {
+        self.end_pace_wait(env);
         if self.facts.intersects(Facts::TX_SPECIAL) && self.transmit_special(env, out) {
             return true;
         }
@@ -104,7 +108,7 @@ impl Tcb {
     /// better to wait (RFC 9293 section 3.8.6.2.1 and section 3.7.4).
     #[inline]
     pub(crate) fn sendable(&self) -> u32 {
-        if !self.state.transmits() {
+        if !self.state.transmits() || self.marks.contains(Marks::PACE_WAIT) {
             return 0;
         }
         let rest = self.snd_limit().bytes_since(self.snd_nxt);
@@ -179,7 +183,13 @@ impl Tcb {
                 end += 1;
             }
         }
+        if sent != 0 && seq == self.snd_max {
+            self.mark_new(out);
+        }
         env.stats.bytes_out += u64::from(sent);
+        if self.facts.contains(Facts::PACED) {
+            self.pace(env, sent);
+        }
         self.note_sent(env, seq, end);
     }
 
@@ -270,6 +280,10 @@ impl Tcb {
         flags: Flags,
     ) {
         self.fill_plain(env, out, seq, flags);
+        out.ecn = 0;
+        if self.facts.contains(Facts::ECHO) {
+            out.flags |= Flags::ECE;
+        }
         if self.facts.intersects(Facts::OUT_OF_ORDER | Facts::DSACK) {
             self.fill_sack(env, out);
         }
@@ -325,9 +339,9 @@ impl Tcb {
         let held = self.rcv_adv.bytes_since(self.rcv_nxt);
         if self.receive_queue.bytes == 0
             && self.receive_queue.slices == 0
-            && held <= config.recv_buffer_bytes
-            && config.recv_buffer_bytes - held < u32::from(self.mss_limit)
-            && config.recv_buffer_bytes >= WINDOW_QUICK_MIN
+            && held <= self.recv_buf_bytes
+            && self.recv_buf_bytes - held < u32::from(self.mss_limit)
+            && self.recv_buf_bytes >= WINDOW_QUICK_MIN
         {
             // The usual case, in which the rules below leave the edge where it is: all was read,
             // and what the peer has used is less than what is worth a change.
@@ -346,9 +360,9 @@ impl Tcb {
         // Rounded up, since rounding down would take back up to a unit (RFC 7323 section 2.4).
         let mut units = (held + unit) >> scale;
         // RFC 9293 section 3.8.6.2.2: the edge moves by a segment or half of the buffer, or stays.
-        if room >= held.saturating_add(self.window_step(config)) {
+        if room >= held.saturating_add(self.window_step()) {
             units = units.max(room >> scale);
-        } else if units << scale > room.saturating_add(u32::from(self.mss_limit)) {
+        } else if units << scale > room.saturating_add(u32::from(self.mss_limit).max(64 << scale)) {
             // A peer that sends a byte at a time uses the rounding to push the edge further and
             // further: enough of it.
             units = held >> scale;
@@ -371,8 +385,13 @@ impl Tcb {
             return true;
         }
         if self.facts.contains(Facts::TX_REPLY) {
-            // RFC 9293 sections 3.10.7.3 and 3.10.7.4: <SEQ=SEG.ACK><CTL=RST>
             self.facts.remove(Facts::TX_REPLY);
+            if self.marks.contains(Marks::REPLY_IS_ACK) {
+                self.transmit_ack_before(env, out);
+                return true;
+            }
+            // RFC 9293 sections 3.10.7.3 and 3.10.7.4: <SEQ=SEG.ACK><CTL=RST>
+            out.ecn = 0;
             out.seq = self.reply_seq;
             out.ack = SeqNumber(0);
             out.flags = Flags::RST;
@@ -413,6 +432,7 @@ impl Tcb {
     fn transmit_syn(&mut self, env: &mut Env<'_>, out: &mut Segment) {
         let flags = if self.state == State::SynSent { Flags::SYN } else { Flags::SYN | Flags::ACK };
         let resent = self.snd_max != self.snd_una;
+        let flags = flags | self.syn_bits(resent);
         self.fill(env, out, self.snd_una, flags);
         if self.state == State::SynSent {
             out.ack = SeqNumber(0);

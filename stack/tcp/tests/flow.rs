@@ -16,7 +16,8 @@ fn pair() -> Pair {
 
 #[test]
 fn a_closed_window_is_probed_until_it_opens() {
-    let mut pair = pair();
+    let config = || Config { recv_buffer_max_bytes: 0, ..Config::default() };
+    let mut pair = Pair::connected(config(), config());
     pair.ends[1].reads = false;
     let bytes = stream(600_000, 1);
     let mut queued = 0;

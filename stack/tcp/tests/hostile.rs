@@ -380,3 +380,77 @@ fn check_reset(pair: &mut Pair, ack: SeqNumber, act: impl Fn(&mut End, Instant) 
     assert!(end.transmit(now).is_none() && end.tcb.as_ref().unwrap().is_done());
     pair.release();
 }
+
+/// RFC 7323 section 5.3: what acknowledges data that was never sent must not set the clock by which
+/// the peer's own segments would then look old.
+#[test]
+fn a_forged_timestamp_behind_a_bad_ack_is_not_believed() {
+    let mut pair = Pair::connected(Config::default(), Config::default());
+    let (theirs, ours) = (pair.ends[1].isn + 1, pair.ends[0].isn + 1);
+    let now = pair.now;
+    let value = now.as_nanos() >> 20;
+    let make = |value: u32, ack: u32, payload: &[u8]| {
+        let timestamp = millstream_wire::tcp::Timestamp { value, echo: 1 };
+        let options = millstream_wire::tcp::Options::established(
+            Some(timestamp),
+            &millstream_wire::tcp::SackBlocks::EMPTY,
+        );
+        Frame::make(theirs, ours + ack, Flags::ACK, 1000, options.as_slice(), payload)
+    };
+    let fresh = value as u32 + 2_000;
+    pair.ends[0].input(now, &make(fresh + 1_000_000, 9_999, b""));
+    assert_eq!(pair.ends[0].stats.bad_ack_drops, 1);
+    pair.ends[0].input(now, &make(fresh, 0, b"real"));
+    assert_eq!(pair.ends[0].stats.paws_drops, 0);
+    assert_eq!(pair.ends[0].read, b"real");
+    pair.release();
+}
+
+/// A peer that closes below what it has sent already: its FIN stands, and the rest never was.
+#[test]
+fn a_fin_below_what_came_before_ends_the_stream() {
+    for ahead in [&[(4, 3)][..], &[(2, 8)], &[(3, 1), (5, 2), (9, 4)], &[(1, 30)]] {
+        let mut pair = Pair::connected(plain(), plain());
+        let (theirs, ours) = (pair.ends[1].isn + 1, pair.ends[0].isn + 1);
+        let bytes = stream(100, 1);
+        let now = pair.now;
+        let frame = |at: usize, len: usize, flags: Flags| {
+            let seq = theirs + at as u32;
+            Frame::make(seq, ours, flags | Flags::ACK, 1000, &[], &bytes[at..at + len])
+        };
+        for (at, len) in ahead {
+            pair.ends[0].input(now, &frame(*at, *len, Flags::empty()));
+        }
+        pair.ends[0].input(now, &frame(0, 4, Flags::FIN));
+        assert_eq!(pair.ends[0].read, &bytes[..4], "{ahead:?}");
+        assert_eq!(pair.ends[0].state(), State::CloseWait, "{ahead:?}");
+        assert_eq!(pair.ends[0].slab.ahead(), 0);
+
+        // The same, with the FIN ahead of order.
+        let mut pair = Pair::connected(plain(), plain());
+        for (at, len) in ahead {
+            pair.ends[0].input(now, &frame(*at, *len, Flags::empty()));
+        }
+        pair.ends[0].input(now, &frame(3, 1, Flags::FIN));
+        pair.ends[0].input(now, &frame(0, 3, Flags::empty()));
+        assert_eq!(pair.ends[0].read, &bytes[..4], "{ahead:?}");
+        assert_eq!(pair.ends[0].state(), State::CloseWait, "{ahead:?}");
+        pair.release();
+    }
+}
+
+/// RFC 6093 section 6: urgent data is data, and the pointer means nothing.
+#[test]
+fn urgent_data_stays_in_line() {
+    let mut pair = Pair::connected(plain(), plain());
+    let (theirs, ours) = (pair.ends[1].isn + 1, pair.ends[0].isn + 1);
+    let now = pair.now;
+    for (at, urgent) in [(0, 1), (3, 0), (6, 0xffff)] {
+        let flags = Flags::ACK | Flags::URG;
+        let mut frame = Frame::make(theirs + at, ours, flags, 1000, &[], b"abc");
+        frame.header[18..20].copy_from_slice(&u16::to_be_bytes(urgent));
+        pair.ends[0].input(now, &frame);
+    }
+    assert_eq!(pair.ends[0].read, b"abcabcabc");
+    pair.release();
+}

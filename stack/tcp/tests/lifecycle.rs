@@ -22,7 +22,7 @@ fn handshake_negotiates_what_both_want() {
     assert!(pair.ends[1].events.contains(Events::ESTABLISHED));
     let info = pair.ends[0].info();
     assert!(info.timestamps && info.sack);
-    assert_eq!((info.snd_scale, info.rcv_scale, info.mss_bytes), (3, 3, 1448));
+    assert_eq!((info.snd_scale, info.rcv_scale, info.mss_bytes), (7, 7, 1448));
     // RFC 6928, and a measured round trip of 10 ms.
     assert_eq!(info.cwnd_bytes, 14_480);
     assert_eq!(info.srtt_us, 10_000);
@@ -473,5 +473,22 @@ fn time_wait_makes_way_for_a_newer_syn() {
     // RFC 1337.
     poke(&mut pair, &Frame::make(next, next, Flags::RST, 0, &[], &[]));
     assert_eq!(pair.ends[0].state(), State::TimeWait);
+    pair.release();
+}
+
+/// RFC 5482, for this side alone.
+#[test]
+fn the_user_time_out_of_one_connection_is_its_own() {
+    let config = Config { user_timeout_us: 60_000_000, ..Config::default() };
+    let mut pair = Pair::connected(config, Config::default());
+    pair.ends[0].with(pair.now, |tcb, _| tcb.set_user_timeout(3_000_000));
+    pair.filter = Some(Box::new(|_, _| false));
+    let now = pair.now;
+    pair.ends[0].send(now, b"into the void");
+    pair.run_for(3_000_000);
+    assert_eq!(pair.ends[0].state(), State::Established);
+    // From the first repetition by a time-out on, to the millisecond.
+    pair.run_for(500_000);
+    assert!(pair.ends[0].events.contains(Events::TIMED_OUT));
     pair.release();
 }

@@ -126,6 +126,7 @@ impl Tcb {
     pub(crate) fn serve_controller(&mut self, env: &mut Env<'_>) {
         let every = self.congestion.wants_every_ack() || self.congestion.wants_rate_samples();
         self.facts.set(Facts::EVERY_ACK, every);
+        self.begin_pacing(env);
         if every {
             self.open_flight(env);
         }
@@ -425,23 +426,31 @@ impl Tcb {
         self.sync_flight(env);
     }
 
-    /// All that is in flight has to go again, in smaller segments: it was lost to its size, not to
-    /// congestion, so the window stays, and is not given back either.
+    /// The path carries no more than `mss`: what is larger did not arrive, though not for congestion.
     #[cold]
-    pub(crate) fn resend_all(&mut self, env: &mut Env<'_>) {
+    pub(crate) fn resend_too_large(&mut self, env: &mut Env<'_>) {
         self.facts.remove(Facts::TIMING);
         self.marks.remove(Marks::NEW_FIRST);
         if !self.open_flight(env) {
             self.facts.insert(Facts::TX_AGAIN);
             return;
         }
-        if let Some((flight, records)) = env.slices.flights.get_mut(self.flight) {
-            flight.mark_lost_by_timeout(records, |_| false, &mut Progress::default());
-            flight.undo = Undo::default();
-            flight.high_seq = self.snd_max;
-            flight.probe = Probe::default();
+        let (mss, max) = (u32::from(self.mss), self.snd_max);
+        let mut progress = Progress::default();
+        let Some((flight, records)) = env.slices.flights.get_mut(self.flight) else { return };
+        let mut index = flight.head;
+        while let Some(&record) = records.get(index) {
+            if record.len() > mss {
+                flight.mark_lost(records, index, &mut progress);
+            }
+            index = record.next;
         }
-        self.ca_state = CongestionState::Loss;
+        if progress.lost != 0 && self.ca_state != CongestionState::Loss {
+            flight.high_seq = max;
+            flight.undo = Undo::default();
+            flight.probe = Probe::default();
+            self.ca_state = CongestionState::Loss;
+        }
         self.sync_flight(env);
     }
 
@@ -487,6 +496,12 @@ impl Tcb {
             flight.prr.out = flight.prr.out.saturating_add(end.bytes_since(seq));
             flight.undo.note_resent(stamp);
             first = flight.head == index;
+        }
+        if self.marks.contains(Marks::DCTCP) {
+            out.ecn = crate::ecn::ECT_0;
+        }
+        if self.facts.contains(Facts::PACED) {
+            self.pace(env, sent);
         }
         self.note_resent(env);
         self.last_send_ticks = env.now_ticks();

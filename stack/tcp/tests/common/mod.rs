@@ -36,6 +36,8 @@ impl Rng {
 /// A segment on its way, as bytes.
 #[derive(Clone, Debug)]
 pub struct Frame {
+    /// The ECN codepoint of the IP header.
+    pub ecn: u8,
     pub header: Vec<u8>,
     pub payload: Vec<u8>,
 }
@@ -61,7 +63,7 @@ impl Frame {
         let mut header = vec![0; 60];
         let len = tcp::emit(&mut header, 1, 2, seq, ack, flags, window, 0, options);
         header.truncate(len);
-        Self { header, payload: payload.to_vec() }
+        Self { ecn: 0, header, payload: payload.to_vec() }
     }
 }
 
@@ -136,7 +138,13 @@ impl End {
             }
             return Events::empty();
         }
-        let events = self.with(now, |tcb, env| tcb.input(env, &header, frame.payload()));
+        let marked = frame.ecn == millstream_tcp::CE;
+        let events = self.with(now, |tcb, env| {
+            if marked {
+                tcb.note_ce();
+            }
+            tcb.input(env, &header, frame.payload())
+        });
         self.events |= events;
         assert_eq!(
             events.contains(Events::TRANSMIT),
@@ -174,8 +182,9 @@ impl End {
         let out = &self.out;
         let payload: Vec<u8> = out.payload.iter().flat_map(|slice| slice.to_vec()).collect();
         assert!(payload.len() + out.options.len() <= usize::from(self.mss_limit).max(88));
-        let frame =
+        let mut frame =
             Frame::make(out.seq, out.ack, out.flags, out.window, out.options.as_slice(), &payload);
+        frame.ecn = out.ecn;
         let info = self.tcb.as_ref().unwrap().info();
         let established = !matches!(
             info.state,
@@ -266,6 +275,8 @@ pub struct Pair {
     pub rng: Rng,
     /// Frames on their way: due, sender, frame.
     flying: VecDeque<(Instant, usize, Frame)>,
+    /// In so many of a thousand cases the pipe marks what may be marked.
+    pub mark_per_mille: u64,
     /// Sees each frame with its sender; `false` drops it.
     pub filter: Option<Filter>,
     /// Frames delivered or dropped, by sender.
@@ -280,6 +291,7 @@ impl Pair {
             faults: Faults::default(),
             rng: Rng::new(1),
             flying: VecDeque::new(),
+            mark_per_mille: 0,
             filter: None,
             log: Vec::new(),
         }
@@ -311,7 +323,10 @@ impl Pair {
         }
     }
 
-    pub fn launch(&mut self, from: usize, frame: Frame) {
+    pub fn launch(&mut self, from: usize, mut frame: Frame) {
+        if frame.ecn == millstream_tcp::ECT_0 && self.rng.chance(self.mark_per_mille) {
+            frame.ecn = millstream_tcp::CE;
+        }
         self.log.push((self.now, from, frame.clone()));
         if self.filter.as_mut().is_some_and(|filter| !filter(from, &frame)) {
             return;
