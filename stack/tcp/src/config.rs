@@ -174,6 +174,11 @@ impl Default for Config {
 const UNITS_MIN: u32 = 8;
 
 impl Config {
+    /// Whether slow start grows without a bound for bursts: what is clocked out makes none.
+    pub(crate) fn slow_start_is_unbounded(&self) -> bool {
+        self.slow_start_unbounded || self.pacing == Pacing::On
+    }
+
     /// Least shift with which a window field can announce the whole receive buffer (RFC 7323
     /// section 2.3), and what it may become, unless then the buffer at first were only a few units.
     pub(crate) fn window_scale(&self) -> u8 {

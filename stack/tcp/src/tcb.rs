@@ -424,7 +424,7 @@ impl Tcb {
             backoff: 0,
             retries: 0,
             keepalive_probes: 0,
-            congestion: Congestion::new(config.congestion, config.slow_start_unbounded),
+            congestion: Congestion::new(config.congestion, config.slow_start_is_unbounded()),
             idle_at: Instant::FAR_FUTURE,
             reassembly: Reassembly::EMPTY,
             rcv_isn: SeqNumber(0),
@@ -680,7 +680,7 @@ impl Tcb {
     /// given to another. Allocates.
     pub fn set_congestion(&mut self, env: &mut Env<'_>, algorithm: Algorithm) {
         if self.acked_total == 0 && self.congestion.algorithm() != algorithm {
-            self.congestion = Congestion::new(algorithm, env.config.slow_start_unbounded);
+            self.congestion = Congestion::new(algorithm, env.config.slow_start_is_unbounded());
             if self.window.cwnd != 0 {
                 let (mss, now_us) = (u32::from(self.mss), env.now.as_micros());
                 self.congestion.on_open(&mut self.window, mss, now_us);
