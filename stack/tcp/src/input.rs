@@ -22,7 +22,7 @@ const PREDICTED: Flags = Flags::PSH.complement();
 const PAWS_IDLE_TICKS: u32 = (24 * 24 * 3600 * 1_000_000_000 / TICK_NANOS) as u32;
 
 /// A second in ticks.
-const SECOND_TICKS: u32 = (1_000_000_000 / TICK_NANOS) as u32;
+const SECOND_TICKS: u16 = (1_000_000_000 / TICK_NANOS) as u16;
 
 impl Tcb {
     /// Takes a segment of this connection. `payload` is what follows the header, `None` if nothing
@@ -107,7 +107,6 @@ impl Tcb {
     pub(crate) fn set_window(&mut self, header: &Header<'_>) {
         self.snd_wnd = u32::from(header.window) << self.snd_scale;
         self.snd_wl1 = header.seq;
-        self.snd_wl2 = header.ack;
         if self.snd_wnd > self.snd_wnd_max {
             self.snd_wnd_max = self.snd_wnd;
         }
@@ -369,6 +368,7 @@ impl Tcb {
     #[cold]
     pub(crate) fn challenge(&mut self, env: &mut Env<'_>) -> bool {
         let ticks = env.now_ticks();
+        let ticks = ticks as u16;
         if ticks.wrapping_sub(self.challenge_ticks) >= SECOND_TICKS {
             self.challenge_ticks = ticks;
             self.challenges = 0;
@@ -444,7 +444,7 @@ impl Tcb {
         // before is the latest word on the window, even if its data is old. Kept as it was, the window
         // would move on with SND.UNA, beyond what the peer has allowed.
         let wl1 = self.snd_wl1;
-        if advances || wl1.lt(seq) || (wl1 == seq && self.snd_wl2.le(ack)) {
+        if advances || wl1.lt(seq) || (wl1 == seq && ack == self.snd_una) {
             self.set_window(header);
             self.snd_wl1 = wl1.max(seq);
         }

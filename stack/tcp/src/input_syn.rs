@@ -75,7 +75,6 @@ impl Tcb {
         self.snd_wnd = u32::from(header.window);
         self.snd_wnd_max = self.snd_wnd;
         self.snd_wl1 = header.seq;
-        self.snd_wl2 = header.ack;
         self.last_recv_ticks = env.now_ticks();
     }
 
@@ -143,7 +142,7 @@ impl Tcb {
         self.snd_wnd_max = self.snd_wnd;
         let mss = u32::from(self.mss);
         self.window.cwnd = if self.facts.contains(Facts::TIMING) {
-            self.sample_rtt(env, env.now_us().wrapping_sub(self.sent_us));
+            self.sample_rtt(env, self.since_sent_us(env.now));
             initial_window(env.config.initial_window_segments, mss)
         } else {
             // The SYN was sent more than once: RFC 5681 section 3.1, RFC 6298 section 5.7.

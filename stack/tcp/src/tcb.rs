@@ -33,6 +33,12 @@ impl Env<'_> {
         self.now.as_micros() as u32
     }
 
+    /// Units of 64 ns, modulo 2^32: for spans below four minutes.
+    #[inline]
+    pub(crate) fn now_64ns(&self) -> u32 {
+        (self.now.as_nanos() >> 6) as u32
+    }
+
     /// Ticks of 2^20 ns, modulo 2^32: for spans below 24 days, and the clock of timestamps. RFC
     /// 7323 section 5.4 wants ticks between 1 ms and 1 s; these are 1.05 ms and cost one shift.
     #[inline]
@@ -50,8 +56,8 @@ bitflags::bitflags! {
     pub(crate) struct Facts: u32 {
         /// Timestamps are in use (before the handshake is done: offered).
         const TIMESTAMPS = 1 << 0;
-        /// Selective acknowledgements are in use.
-        const SACK = 1 << 1;
+        /// Data is sent as ECN-capable (RFC 3168): the bit is that of the codepoint.
+        const ECN = 1 << 1;
         /// Window scaling is in use.
         const WINDOW_SCALE = 1 << 2;
         const NODELAY = 1 << 3;
@@ -87,8 +93,8 @@ bitflags::bitflags! {
         const SOFT_ERROR = 1 << 18;
         /// The application was told that the record is done.
         const TOLD_CLOSED = 1 << 19;
-        /// Data is sent as ECN-capable (RFC 3168).
-        const ECN = 1 << 20;
+        /// Selective acknowledgements are in use.
+        const SACK = 1 << 20;
         /// ACKs carry ECE.
         const ECHO = 1 << 21;
         /// To be sent with the next new data: CWR.
@@ -187,7 +193,8 @@ pub struct Tcb {
     /// The peer's window in bytes.
     pub(crate) snd_wnd: u32,
     pub(crate) snd_wl1: SeqNumber,
-    pub(crate) snd_wl2: SeqNumber,
+    /// Numbers that are out but not in flight: see [`Tcb::pipe`].
+    pub(crate) left_out: u32,
     /// Next number wanted.
     pub(crate) rcv_nxt: SeqNumber,
     /// Behind the last number that a window announced has allowed. Never goes back.
@@ -217,14 +224,12 @@ pub struct Tcb {
 
     // Third cache line.
     pub(crate) rtt: RttEstimator,
-    /// When data was last sent that no record stands for.
-    pub(crate) sent_us: u32,
+    /// When data was last sent that no record stands for, in units of 64 ns.
+    pub(crate) sent_64ns: u32,
     /// What is known about the data in flight, [`NIL`] if nothing beyond this record.
     pub(crate) flight: u32,
     /// How long a lone segment is waited for before it is sent again, in microseconds.
     pub(crate) lone_timeout_us: u32,
-    /// Numbers that are out but not in flight: see [`Tcb::pipe`].
-    pub(crate) left_out: u32,
     /// Bytes of the burst that is being sent.
     pub(crate) burst_bytes: u32,
     /// Largest window that the peer has announced.
@@ -240,6 +245,8 @@ pub struct Tcb {
     /// The link's limit on segments, payload and options.
     pub(crate) mss_limit: u16,
     pub(crate) error: Option<ConnectionError>,
+    /// Challenges sent in that second.
+    pub(crate) challenges: u8,
     pub(crate) congestion: Congestion,
     /// Keep-alive, FIN-WAIT-2, TIME-WAIT or orphan timer.
     pub(crate) idle_at: Instant,
@@ -256,12 +263,11 @@ pub struct Tcb {
     pub(crate) dsack: (SeqNumber, SeqNumber),
     /// When progress stopped, in ticks.
     pub(crate) stalled_ticks: u32,
-    /// When the second began in which challenges are counted, in ticks.
-    pub(crate) challenge_ticks: u32,
     pub(crate) retransmits: u32,
+    /// When the second began in which challenges are counted, in ticks.
+    pub(crate) challenge_ticks: u16,
     /// Segments of which duplicates were reported.
-    pub(crate) dsacks: u32,
-    pub(crate) challenges: u8,
+    pub(crate) dsacks: u16,
     /// The reordering window in steps of a quarter of the least round-trip time, and how many
     /// recoveries it is kept for.
     pub(crate) reo_steps: u8,
@@ -269,11 +275,11 @@ pub struct Tcb {
     /// Segments that the path reorders over.
     pub(crate) reordering: u16,
     pub(crate) marks: Marks,
-    /// Least round-trip time, and when it was measured in ticks.
+    /// When the least round-trip time was measured, in 2^12 ticks.
+    pub(crate) min_rtt_epoch: u16,
     pub(crate) min_rtt_us: u32,
-    pub(crate) min_rtt_ticks: u32,
-    /// In bytes a second.
-    pub(crate) delivery_rate: u64,
+    /// How fast the network delivers, in KiB a second.
+    pub(crate) delivery_kib_per_s: u32,
     /// When the next segment may leave, if `Facts::PACED`.
     pub(crate) pace_at: Instant,
     /// The user time-out in milliseconds; 0: as configured.
@@ -287,6 +293,7 @@ pub struct Tcb {
 
 const _: () = assert!(std::mem::size_of::<Tcb>() <= 288);
 const _: () = assert!(std::mem::offset_of!(Tcb, retransmit_at) == 64);
+const _: () = assert!(Facts::ECN.bits() == crate::ecn::ECT_0 as u32);
 const _: () = assert!(std::mem::offset_of!(Tcb, rtt) == 128);
 const _: () = assert!(std::mem::offset_of!(Tcb, idle_at) < 192);
 
@@ -397,7 +404,7 @@ impl Tcb {
             snd_end: isn + 1,
             snd_wnd: 0,
             snd_wl1: SeqNumber(0),
-            snd_wl2: SeqNumber(0),
+            left_out: 0,
             rcv_nxt: SeqNumber(0),
             rcv_adv: SeqNumber(0),
             last_ack_sent: SeqNumber(0),
@@ -414,10 +421,9 @@ impl Tcb {
             last_recv_ticks: ticks,
             last_send_ticks: ticks,
             rtt: RttEstimator::new(config),
-            sent_us: 0,
+            sent_64ns: 0,
             flight: NIL,
             lone_timeout_us: config.initial_rto_us.max(1),
-            left_out: 0,
             burst_bytes: 0,
             snd_wnd_max: 0,
             quick_acks: config.quick_acks,
@@ -432,7 +438,7 @@ impl Tcb {
             reply_seq: SeqNumber(0),
             dsack: (SeqNumber(0), SeqNumber(0)),
             stalled_ticks: ticks,
-            challenge_ticks: ticks,
+            challenge_ticks: ticks as u16,
             retransmits: 0,
             dsacks: 0,
             reo_steps: 1,
@@ -440,8 +446,8 @@ impl Tcb {
             reordering: DUPLICATE_THRESHOLD,
             marks: Marks::empty(),
             min_rtt_us: 0,
-            min_rtt_ticks: ticks,
-            delivery_rate: 0,
+            min_rtt_epoch: (ticks >> 12) as u16,
+            delivery_kib_per_s: 0,
             pace_at: Instant::ZERO,
             user_timeout_ms: 0,
             recv_buf_bytes: config.recv_buffer_bytes.min(1 << 30),
@@ -515,6 +521,13 @@ impl Tcb {
     #[inline]
     pub(crate) fn fin_acked(&self) -> bool {
         self.facts.contains(Facts::FIN_QUEUED) && self.snd_una.gt(self.snd_end)
+    }
+
+    /// Microseconds since the lone segment in flight was sent.
+    #[inline]
+    pub(crate) fn since_sent_us(&self, now: Instant) -> u32 {
+        let units = ((now.as_nanos() >> 6) as u32).wrapping_sub(self.sent_64ns);
+        ((u64::from(units) * 64 + 500) / 1000) as u32
     }
 
     /// Numbers sent and not acknowledged.
@@ -618,7 +631,7 @@ impl Tcb {
             unacked: self.flight().div_ceil(u32::from(self.mss)),
             reordering: self.reordering,
             min_rtt_us: self.min_rtt_us,
-            delivery_rate: self.delivery_rate,
+            delivery_rate: u64::from(self.delivery_kib_per_s) << 10,
             pacing_rate: self.pacing_rate(),
             ecn: self.facts.contains(Facts::ECN),
             recv_buffer_bytes: self.recv_buf_bytes,

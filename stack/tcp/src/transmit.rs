@@ -61,7 +61,7 @@ impl Tcb {
             self.quick_acks = 0;
         }
         self.fill_plain(env, out, seq, Flags::ACK);
-        out.ecn = if self.facts.contains(Facts::ECN) { ECT_0 } else { 0 };
+        out.ecn = self.facts.bits() as u8 & ECT_0;
         let sent = self.send_queue.gather_next(env.slices, seq, count, &mut out.payload);
         let end = seq + sent;
         // Fewer than there are: a record ends.
@@ -233,11 +233,9 @@ impl Tcb {
         let ticks = env.now_ticks();
         self.facts.set(Facts::TIMING, ticks != self.last_send_ticks);
         self.last_send_ticks = ticks;
-        self.sent_us = env.now_us();
+        self.sent_64ns = env.now_64ns();
         // RFC 6298 section 5.1.
-        if self.retransmit_at == Instant::FAR_FUTURE {
-            self.arm_retransmit(env);
-        }
+        self.arm_retransmit(env);
     }
 
     #[cold]
@@ -252,13 +250,16 @@ impl Tcb {
     #[inline]
     fn restart_after_idle(&mut self, env: &Env<'_>) {
         let idle_ticks = env.now_ticks().wrapping_sub(self.last_send_ticks);
-        if idle_ticks > self.rtt.rto_us >> 10 && env.config.slow_start_after_idle {
+        if idle_ticks > self.rtt.rto_us >> 10 {
             self.shrink_to_restart_window(env, idle_ticks);
         }
     }
 
     #[cold]
     fn shrink_to_restart_window(&mut self, env: &Env<'_>, idle_ticks: u32) {
+        if !env.config.slow_start_after_idle {
+            return;
+        }
         let initial = initial_window(env.config.initial_window_segments, u32::from(self.mss));
         let idle_us = u64::from(idle_ticks) * TICK_NANOS / 1000;
         self.congestion.on_idle(&mut self.window, initial, idle_us, env.now.as_micros());
@@ -338,9 +339,7 @@ impl Tcb {
     fn announce(&mut self, config: &Config) -> u16 {
         let held = self.rcv_adv.bytes_since(self.rcv_nxt);
         if self.receive_queue.bytes == 0
-            && self.receive_queue.slices == 0
-            && held <= self.recv_buf_bytes
-            && self.recv_buf_bytes - held < u32::from(self.mss_limit)
+            && self.recv_buf_bytes.wrapping_sub(held) < u32::from(self.mss_limit)
             && self.recv_buf_bytes >= WINDOW_QUICK_MIN
         {
             // The usual case, in which the rules below leave the edge where it is: all was read,
@@ -451,7 +450,7 @@ impl Tcb {
             self.note_resent(env);
         } else {
             self.facts.insert(Facts::TIMING);
-            self.sent_us = env.now_us();
+            self.sent_64ns = env.now_64ns();
         }
         self.snd_max = self.snd_nxt;
         if self.retransmit_at == Instant::FAR_FUTURE {

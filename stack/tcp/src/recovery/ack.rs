@@ -7,13 +7,13 @@ use crate::recovery::CongestionState;
 use crate::recovery::rack::REO_WINDOW_PERSIST;
 use crate::recovery::scoreboard::Progress;
 use crate::slab::NIL;
-use crate::tcb::{Env, Facts, Marks, Tcb};
+use crate::tcb::{Env, Facts, Marks, TICK_NANOS, Tcb};
 
 /// Most segments that reordering is taken to reach over.
 const REORDERING_MAX: u32 = 300;
 
-/// Ticks after which the least round-trip time counts no more: five minutes.
-const MIN_RTT_TICKS: u32 = (300 * 1_000_000_000 / crate::tcb::TICK_NANOS) as u32;
+/// After how many 2^12 ticks the least round-trip time counts no more: five minutes.
+const MIN_RTT_EPOCHS: u16 = (300 * 1_000_000_000 / (TICK_NANOS << 12)) as u16;
 
 /// What was so before an ACK.
 pub(crate) struct Before {
@@ -32,13 +32,13 @@ impl Tcb {
         self.rtt.sample(rtt_us, env.config);
         self.note_lone_timeout(env);
         self.backoff = 0;
-        let ticks = env.now_ticks();
+        let epoch = (env.now_ticks() >> 12) as u16;
         if rtt_us <= self.min_rtt_us
             || self.min_rtt_us == 0
-            || ticks.wrapping_sub(self.min_rtt_ticks) > MIN_RTT_TICKS
+            || epoch.wrapping_sub(self.min_rtt_epoch) > MIN_RTT_EPOCHS
         {
             self.min_rtt_us = rtt_us.max(1);
-            self.min_rtt_ticks = ticks;
+            self.min_rtt_epoch = epoch;
         }
     }
 
@@ -49,7 +49,7 @@ impl Tcb {
         let mut rtt_us = 0;
         if self.facts.contains(Facts::TIMING) {
             self.facts.remove(Facts::TIMING);
-            rtt_us = env.now_us().wrapping_sub(self.sent_us);
+            rtt_us = self.since_sent_us(env.now);
             self.sample_rtt(env, rtt_us);
         }
         // RFC 6298 sections 5.2 and 5.3.
@@ -217,8 +217,8 @@ impl Tcb {
         env.stats.dsacks_in += 1;
         let segments = end.bytes_since(start).div_ceil(mss);
         // The network duplicates too: more than was ever sent again is not this side's doing.
-        self.dsacks = self.dsacks.saturating_add(segments);
-        if self.dsacks > self.retransmits {
+        self.dsacks = self.dsacks.saturating_add(segments.min(0xffff) as u16);
+        if u32::from(self.dsacks) > self.retransmits {
             return;
         }
         if flight.probe.resent && flight.probe.high_seq == Some(end) {
@@ -584,9 +584,11 @@ impl Tcb {
             flight.rate.deliver(progress.delivered, now_us);
             rate = flight.rate.sample(progress.rate, now_us, min_rtt_us);
             if let Some(sample) = &rate
-                && (!sample.app_limited || sample.bytes_per_s >= self.delivery_rate)
+                && (!sample.app_limited
+                    || sample.bytes_per_s >> 10 >= u64::from(self.delivery_kib_per_s))
             {
-                self.delivery_rate = sample.bytes_per_s;
+                self.delivery_kib_per_s =
+                    (sample.bytes_per_s >> 10).min(u64::from(u32::MAX)) as u32;
             }
         }
         self.left_out = flight.left_out();

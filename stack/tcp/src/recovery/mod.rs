@@ -97,17 +97,16 @@ impl Tcb {
         self.flight = flights.open(self.snd_una);
         let Some((flight, records)) = flights.get_mut(self.flight) else { return false };
         let out = self.snd_nxt.bytes_since(self.snd_una);
-        flight.rate.begin(
-            self.acked_total,
-            if out == 0 { env.now.as_micros() as u32 } else { self.sent_us },
-        );
+        let since_us = if out == 0 { 0 } else { self.since_sent_us(env.now) };
+        let sent_us = (env.now.as_micros() as u32).wrapping_sub(since_us);
+        flight.rate.begin(self.acked_total, sent_us);
         flight.high_seq = self.snd_max;
         flight.usage_seq = self.snd_max;
         flight.out_max_bytes = out;
         if out == 0 {
             return true;
         }
-        flight.push(records, (self.snd_una, self.snd_nxt), self.sent_us, out);
+        flight.push(records, (self.snd_una, self.snd_nxt), sent_us, out);
         match records.get_mut(flight.head) {
             Some(record) => {
                 record.segments = out.div_ceil(u32::from(self.mss)).min(0xffff) as u16;
@@ -173,7 +172,7 @@ impl Tcb {
     fn record(&mut self, env: &mut Env<'_>, end: SeqNumber) {
         let (start, now_us) = (self.snd_nxt, env.now_us());
         if !self.open_flight(env) {
-            self.sent_us = now_us;
+            self.sent_64ns = env.now_64ns();
             self.facts.remove(Facts::TIMING);
             return;
         }
