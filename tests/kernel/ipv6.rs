@@ -5,7 +5,9 @@ use std::io::ErrorKind;
 use std::net::{Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
-use millstream_tests::{Lab, Namespace, PATIENCE, Process, Server, Site, millstream_binary};
+use millstream_tests::{
+    Lab, Namespace, PATIENCE, Process, Server, Site, millstream_binary, profile,
+};
 use rustix::net::{AddressFamily, SendFlags, SocketAddrV6, SocketType};
 
 const IPV6: &str = "ipv6.address=2001:db8::2/64";
@@ -77,20 +79,37 @@ fn fragments_of_both_families_are_put_together() {
     server.stop();
 }
 
+/// The kernel here may know no VLANs, so both ends are ours.
 #[test]
 fn both_families_in_a_vlan() {
     let lab = Lab::new();
     let ns = lab.namespace();
     let site = Site::new(&lab);
-    let bytes = site.fill("file", 300_000);
-    let server = Server::start(&ns, site.root(), "tap.toml", &[IPV6, "link.vlan=7"]);
-    ns.ip("link add link dtap0 name tagged type vlan id 7");
-    ns.ip("link set tagged up");
-    ns.ip("addr add 198.18.0.1/24 dev tagged");
-    ns.ip("addr add 2001:db8::1/64 dev tagged nodad");
-    ns.must("ping", &["-6", "-n", "-c", "1", "-w", "60", "2001:db8::2"]);
-    for url in [server.at("file"), format!("{URL}/file")] {
-        assert!(ns.curl(&url, &["--globoff"]) == (200, bytes.clone()), "{url}");
+    site.fill("file", 300_000);
+    let socket = lab.folder().join("memif.sock");
+    let key = format!("link.socket={}", socket.display());
+    let server = Server::start(&ns, site.root(), "memif.toml", &[&key, IPV6, "link.vlan=7"]);
+    let socket = format!("{socket:?}");
+    let [ours, theirs] = ["2001:db8::1/64", "198.18.0.1/24"].map(|text| format!("{text:?}"));
+    for (vlan, succeeds) in [("7", true), ("8", false)] {
+        let values = [
+            ("socket", socket.as_str()),
+            ("role", "\"client\""),
+            ("address", &theirs),
+            ("vlan", vlan),
+            ("slaac", "true"),
+        ];
+        let config = profile(&lab, "memif.toml", &values);
+        let text = std::fs::read_to_string(&config).expect("the profile");
+        let text = text.replace("slaac = true", &format!("address = {ours}"));
+        std::fs::write(&config, text).expect("to write it");
+        for url in [server.at("file"), format!("{URL}/file")] {
+            let mut bench = ns.command(millstream_binary());
+            bench.args(["bench", "http", "--via", "stack", "--connections", "2"]);
+            bench.args(["--requests", "20", "--url", &url]);
+            let finished = Process::start(bench.arg("--config").arg(&config)).finish();
+            assert_eq!(finished.success(), succeeds, "{url} in VLAN {vlan}: {finished}");
+        }
     }
     server.stop();
 }
