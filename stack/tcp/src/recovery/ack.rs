@@ -90,7 +90,8 @@ impl Tcb {
         let (una, min_rtt_us) = (self.snd_una, self.min_rtt_us);
         let mut progress = Progress::default();
         if let Some((flight, records)) = env.slices.flights.get_mut(self.flight) {
-            flight.advance(records, una, now_us, min_rtt_us, &mut progress);
+            let fack = flight.fack;
+            flight.advance(records, una, fack, now_us, min_rtt_us, &mut progress);
         }
         let before =
             Before { una: una - acked, pipe: self.flight() + acked, duplicate: false, ece: false };
@@ -120,6 +121,9 @@ impl Tcb {
         let known = self.flight != NIL;
         self.marks.remove(Marks::NEW_FIRST);
         let mut progress = Progress::default();
+        // What this ACK acknowledges selectively is not earlier than what it acknowledges cumulatively
+        // (RFC 8985 section 6.2, step 3: "in sequence order").
+        let fack = env.slices.flights.get(self.flight).map_or(ack, |(flight, _)| flight.fack);
         if known && self.facts.contains(Facts::SACK) {
             let blocks = header.sack_blocks();
             if !blocks.is_empty() {
@@ -141,7 +145,7 @@ impl Tcb {
         if let Some((flight, records)) = env.slices.flights.get_mut(self.flight)
             && acked != 0
         {
-            flight.advance(records, ack, now_us, min_rtt_us, &mut progress);
+            flight.advance(records, ack, fack, now_us, min_rtt_us, &mut progress);
         }
         if acked != 0 && !self.facts.contains(Facts::SACK) {
             self.settle_guesses(env, acked, &mut progress);

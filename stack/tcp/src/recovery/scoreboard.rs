@@ -58,6 +58,7 @@ impl Flight {
         &mut self,
         records: &mut Records,
         ack: SeqNumber,
+        fack: SeqNumber,
         now_us: u32,
         min_rtt_us: u32,
         progress: &mut Progress,
@@ -86,7 +87,7 @@ impl Flight {
                     if acked.end.le(self.high_seq) {
                         progress.original = true;
                     }
-                    if record.start.lt(self.fack) {
+                    if record.start.lt(fack) {
                         let late = progress.late.map_or(record.start, |at| at.min(record.start));
                         progress.late = Some(late);
                     }
