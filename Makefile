@@ -58,6 +58,10 @@ bench: ## measure all figures; one by `make bench ONLY=pingpong` (root for those
 	@tools/install-packages build bench
 	@$(GIVE_BACK) cargo bench --locked -p millstream-apps --bench figures -- $(if $(ONLY),--only $(ONLY))
 
+report-tcp: ## measure throughput and fairness of all controllers in virtual time: docs/tcp.md
+	@tools/install-packages build
+	@$(GIVE_BACK) cargo run --locked --quiet --release -p millstream-tests-sim --bin report-tcp
+
 doc: ## write the documentation: target/doc/millstream/index.html
 	@tools/install-packages build
 	cargo doc --locked --no-deps --workspace --exclude millstream-apps --exclude millstream-tests

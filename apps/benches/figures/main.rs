@@ -12,6 +12,7 @@ mod figure;
 mod http;
 mod idle;
 mod memory;
+mod sim;
 mod smol;
 mod world;
 
@@ -62,7 +63,7 @@ struct Group {
     urgent: bool,
 }
 
-const GROUPS: [Group; 11] = [
+const GROUPS: [Group; 14] = [
     Group {
         names: &[
             "pingpong.mem.cycles",
@@ -124,6 +125,9 @@ const GROUPS: [Group; 11] = [
         pinned: true,
         urgent: true,
     },
+    Group { names: &["sim.seeds_ok"], measure: sim::seeds, pinned: false, urgent: false },
+    Group { names: &["tcp.fairness.jain"], measure: sim::fairness, pinned: false, urgent: false },
+    Group { names: &["tcp.tail_loss.fct_ratio"], measure: sim::tail, pinned: false, urgent: false },
 ];
 
 /// The CPUs of the side that is measured and of the side that generates; the same if there is one.

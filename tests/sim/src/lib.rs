@@ -19,10 +19,12 @@
 
 mod flows;
 mod grid;
+pub mod measure;
 mod monitor;
 mod oracle;
 mod peer;
 mod rand;
+pub mod report;
 mod scenario;
 mod smol;
 mod world;
