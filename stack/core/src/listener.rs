@@ -94,7 +94,7 @@ impl State {
             congestion: None,
             half_open: 0,
             half_open_order: VecDeque::with_capacity(2 * backlog),
-            accept: VecDeque::with_capacity(backlog),
+            accept: VecDeque::with_capacity(2 * backlog),
             waker: None,
             channel: Channel::default(),
         });

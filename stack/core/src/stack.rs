@@ -76,7 +76,8 @@ impl Stack {
     }
 
     /// Takes connections to `address`, which is ours, 0.0.0.0 for IPv4 alone, or [::] for both
-    /// versions of IP. At most `backlog` wait to be accepted or are being opened.
+    /// versions of IP. At most `backlog` wait to be accepted
+    /// when another one comes, and as many are being opened; those are taken when their handshake ends.
     ///
     /// # Errors
     /// [`ListenError`]

@@ -213,7 +213,6 @@ impl Tcb {
         self.snd_nxt = self.snd_una + 1;
         self.snd_max = self.snd_nxt;
         self.snd_wl1 = ack.seq;
-        self.snd_wl2 = ack.ack;
     }
 }
 

@@ -46,8 +46,6 @@ pub struct TcpStats {
     pub dsacks_out: u64,
     /// Segments with a timestamp from the past (RFC 7323 section 5.2).
     pub paws_drops: u64,
-    /// Segments without the timestamp that was negotiated (RFC 7323 section 3.2).
-    pub no_timestamp_drops: u64,
     /// Segments outside the window, or all of whose data had come before.
     pub bad_seq_drops: u64,
     /// Segments that acknowledge what was never sent, or what is long forgotten.

@@ -376,7 +376,7 @@ fn check_reset(pair: &mut Pair, ack: SeqNumber, act: impl Fn(&mut End, Instant) 
     // What comes in between does not cost it.
     end.input(now, &Frame::make(ack, end.isn + 1, Flags::ACK, 9, &[], b"more"));
     let reset = end.transmit(now).unwrap();
-    assert_eq!(reset.parse().flags, Flags::RST | Flags::ACK);
+    assert!(reset.parse().flags.contains(Flags::RST));
     assert!(end.transmit(now).is_none() && end.tcb.as_ref().unwrap().is_done());
     pair.release();
 }
