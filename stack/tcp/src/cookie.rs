@@ -163,6 +163,7 @@ impl SynCookies {
         tcb.window.cwnd = initial_window(env.config.initial_window_segments, mss);
         tcb.congestion.on_open(&mut tcb.window, mss, env.now.as_micros());
         tcb.serve_controller(env);
+        tcb.note_lone_timeout(env);
         Some((tcb, events))
     }
 

@@ -260,7 +260,6 @@ impl Tcb {
             return Events::empty();
         }
         let mut events = Events::empty();
-        let last_ack_sent = self.last_ack_sent;
         if self.state == State::SynReceived {
             if header.ack != self.snd_una + 1 || self.snd_max == self.snd_una {
                 env.stats.bad_ack_drops += 1;
@@ -280,13 +279,6 @@ impl Tcb {
             self.ts_recent = timestamp.value;
         }
         self.last_recv_ticks = env.now_ticks();
-        if let Some(timestamp) = timestamp
-            && seq.le(last_ack_sent)
-        {
-            // RFC 7323 section 4.3, (2). Not before the ACK has proved good: whoever guesses the window
-            // alone could set it to what makes PAWS drop all that follows.
-            self.ts_recent = timestamp.value;
-        }
 
         match self.state {
             State::FinWait1 if self.fin_acked() => {
