@@ -83,6 +83,13 @@ impl TcpStream {
         state.conns.named(self.id).map_or(0, |conn| conn.tcb.silent_us(state.now))
     }
 
+    /// How long there was something to send, and what of that the peer's window held back.
+    pub fn send_times(&self) -> millstream_tcp::SendTimes {
+        let state = self.stack.state();
+        let conn = state.conns.named(self.id);
+        conn.map_or_else(Default::default, |conn| conn.tcb.send_times(state.now))
+    }
+
     /// As [`Self::poll_write`], and says how. What is written later without a word counts as said here
     /// last.
     pub fn poll_send(

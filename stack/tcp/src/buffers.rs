@@ -3,7 +3,7 @@
 use millstream_wire::tcp::SeqNumber;
 
 use crate::config::Config;
-use crate::tcb::{Env, Tcb};
+use crate::tcb::{Env, TICK_NANOS, Tcb};
 
 /// The round trip of a path that was never measured.
 const UNKNOWN_RTT_US: u64 = 100_000;
@@ -18,7 +18,7 @@ impl Tcb {
     /// The receive buffer that a new connection begins with.
     pub(crate) fn begin_buffers(&mut self, env: &Env<'_>) {
         self.tune_seq = self.rcv_nxt;
-        self.tune_us = env.now_us();
+        self.tune_ticks = env.now_ticks() as u16;
         self.tune_bytes = (10 * u32::from(self.rcv_mss.max(self.mss))).min(self.recv_buf_bytes);
     }
 
@@ -35,8 +35,9 @@ impl Tcb {
     fn grow_receive_buffer(&mut self, env: &Env<'_>) {
         let copied_seq = self.copied_seq();
         let copied = u64::from(copied_seq.bytes_since(self.tune_seq));
-        let now_us = env.now_us();
-        let took_us = u64::from(now_us.wrapping_sub(self.tune_us));
+        let ticks = env.now_ticks() as u16;
+        let took = ticks.wrapping_sub(self.tune_ticks).max(1);
+        let took_us = u64::from(took) * TICK_NANOS / 1000;
         let rtt_us = match self.rtt.srtt_us() {
             0 => UNKNOWN_RTT_US,
             srtt_us => u64::from(srtt_us),
@@ -45,7 +46,7 @@ impl Tcb {
             return;
         }
         self.tune_seq = copied_seq;
-        self.tune_us = now_us;
+        self.tune_ticks = ticks;
         // A slow reader's share of a round trip.
         let copied = copied * rtt_us / took_us;
         let copied = copied.min(1 << 30) as u32;

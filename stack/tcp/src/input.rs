@@ -13,7 +13,7 @@ use crate::receive_queue::Inserted;
 use crate::recovery::Before;
 use crate::slab::NIL;
 use crate::state::{ConnectionError, Events, State};
-use crate::tcb::{Env, Facts, TICK_NANOS, Tcb};
+use crate::tcb::{Env, Facts, Marks, TICK_NANOS, Tcb};
 
 /// Control bits that header prediction looks at: all but PSH.
 const PREDICTED: Flags = Flags::PSH.complement();
@@ -118,6 +118,10 @@ impl Tcb {
         let fin = u32::from(ack.gt(self.snd_end));
         self.acked_total += u64::from(acked - fin);
         self.retries = 0;
+        if ack.ge(self.snd_end) && acked != fin {
+            let ticks = env.now_ticks().wrapping_sub(self.busy_since_ticks);
+            self.busy_ticks = self.busy_ticks.wrapping_add(ticks);
+        }
         self.snd_una = ack;
         self.send_queue.release_until(env.slices, ack);
     }
@@ -272,7 +276,6 @@ impl Tcb {
         }
         if let Some(timestamp) = timestamp
             && seq.le(self.last_ack_sent)
-            && header.ack.ge(self.snd_una)
         {
             // RFC 7323 section 4.3, (2); not before the acknowledgement was found good: a segment
             // that somebody made up must not make all that the peer sends look old.
@@ -346,7 +349,7 @@ impl Tcb {
             return Events::empty();
         }
         env.stats.resets_in += 1;
-        if self.state == State::SynReceived && self.facts.contains(Facts::ACTIVE) {
+        if self.state == State::SynReceived && self.marks.contains(Marks::ACTIVE) {
             self.finish(env, Some(ConnectionError::Refused));
             return Events::REFUSED;
         }

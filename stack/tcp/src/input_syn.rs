@@ -20,7 +20,7 @@ impl Tcb {
     #[cold]
     pub fn active_open(env: &mut Env<'_>, isn: SeqNumber, ts_offset: u32, mss_limit: u16) -> Self {
         let mut tcb = Self::new(env, State::SynSent, isn, ts_offset, mss_limit);
-        tcb.facts.insert(Facts::ACTIVE);
+        tcb.marks.insert(Marks::ACTIVE);
         tcb.offer_ecn(env);
         env.stats.active_opens += 1;
         tcb

@@ -23,6 +23,7 @@
 //! | `pacing` | segments clocked out at a rate |
 //! | `ecn` | RFC 3168, RFC 8257 |
 //! | `buffers` | buffers that grow |
+//! | `times` | how long a sender was busy, and what held it back |
 //! | `congestion` | how large the congestion window is, behind one trait: CUBIC, NewReno, BBR, DCTCP |
 //! | `rtt` | RFC 6298 |
 //! | `send_queue`, `receive_queue`, `slab` | where slices wait |
@@ -62,6 +63,7 @@ mod stream;
 mod tcb;
 mod time_wait;
 mod timers;
+mod times;
 mod transmit;
 
 pub use close::Unreachable;
@@ -81,3 +83,4 @@ pub use stats::TcpStats;
 pub use stream::SendError;
 pub use tcb::{Env, Tcb, TcpInfo};
 pub use time_wait::{TimeWait, Verdict};
+pub use times::SendTimes;

@@ -72,6 +72,9 @@ impl Tcb {
     fn append(&mut self, env: &mut Env<'_>, buf: IoBuf) -> Result<(), IoBuf> {
         let len = buf.len() as u32;
         self.send_queue.push(env.slices, buf, self.snd_end)?;
+        if self.first_data() == self.snd_end {
+            self.busy_since_ticks = env.now_ticks();
+        }
         self.snd_end += len;
         // With nothing in flight, and room for a segment, it can be sent: no timer is needed.
         if self.snd_una == self.snd_max

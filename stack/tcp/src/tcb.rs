@@ -66,8 +66,8 @@ bitflags::bitflags! {
         /// As `CORK`, until the next slice is queued.
         const MORE = 1 << 5;
         const KEEPALIVE = 1 << 6;
-        /// This side opened.
-        const ACTIVE = 1 << 7;
+        /// The peer's window holds data back.
+        const WINDOW_LIMITED = 1 << 7;
         /// The application has closed: a FIN follows what is queued.
         const FIN_QUEUED = 1 << 8;
         /// `rcv_fin` is where the peer's FIN stands.
@@ -127,7 +127,8 @@ bitflags::bitflags! {
         const SLOW_TRANSMIT = Self::TX_SPECIAL.bits() | Self::OUT_OF_ORDER.bits()
             | Self::DSACK.bits() | Self::PERSIST.bits() | Self::FIN_QUEUED.bits()
             | Self::CORK.bits() | Self::MORE.bits() | Self::REPAIR.bits()
-            | Self::ECHO.bits() | Self::CWR_DUE.bits() | Self::PACED.bits();
+            | Self::ECHO.bits() | Self::CWR_DUE.bits() | Self::PACED.bits()
+            | Self::WINDOW_LIMITED.bits();
         /// All that is sent other than new data and ACKs.
         const TX_SPECIAL = Self::TX_SYN.bits() | Self::TX_AGAIN.bits() | Self::TX_RESET.bits()
             | Self::TX_REPLY.bits() | Self::TX_PROBE.bits() | Self::TX_KEEPALIVE.bits();
@@ -165,6 +166,8 @@ bitflags::bitflags! {
         const CE_STATE = 1 << 11;
         /// The segment at `reply_seq` that is to be sent is an ACK, not a reset.
         const REPLY_IS_ACK = 1 << 12;
+        /// This side opened.
+        const ACTIVE = 1 << 13;
     }
 }
 
@@ -287,8 +290,13 @@ pub struct Tcb {
     /// The receive buffer in bytes, and what the application read when: see `buffers.rs`.
     pub(crate) recv_buf_bytes: u32,
     pub(crate) tune_seq: SeqNumber,
-    pub(crate) tune_us: u32,
     pub(crate) tune_bytes: u32,
+    pub(crate) tune_ticks: u16,
+    /// Times of a sender, see `times.rs`: ticks and when they began to count.
+    pub(crate) limited_since_ticks: u16,
+    pub(crate) limited_ticks: u32,
+    pub(crate) busy_ticks: u32,
+    pub(crate) busy_since_ticks: u32,
 }
 
 const _: () = assert!(std::mem::size_of::<Tcb>() <= 288);
@@ -452,8 +460,12 @@ impl Tcb {
             user_timeout_ms: 0,
             recv_buf_bytes: config.recv_buffer_bytes.min(1 << 30),
             tune_seq: SeqNumber(0),
-            tune_us: 0,
             tune_bytes: 0,
+            tune_ticks: 0,
+            limited_since_ticks: 0,
+            limited_ticks: 0,
+            busy_ticks: 0,
+            busy_since_ticks: ticks,
             mss_limit,
             challenges: 0,
             error: None,

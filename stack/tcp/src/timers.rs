@@ -51,6 +51,7 @@ impl Tcb {
 
     #[inline(never)]
     fn arm_for_flight(&mut self, env: &Env<'_>) {
+        self.marks.remove(Marks::REO_TIMER);
         if self.backoff == 0 && self.probes(env) {
             let timeout_us = self.rtt.rto_us.min(self.probe_timeout_us(env));
             self.retransmit_at = env.now.plus_nanos(u64::from(timeout_us) * 1000);
@@ -61,6 +62,7 @@ impl Tcb {
 
     /// Starts the retransmission time-out anew, or that of a window probe.
     pub(crate) fn arm_time_out(&mut self, env: &Env<'_>) {
+        self.marks.remove(Marks::REO_TIMER);
         let mut timeout_us = self.backed_off_us(env);
         let limit_us = self.user_timeout_us(env.config);
         if limit_us != 0 && self.retries != 0 {
@@ -105,6 +107,9 @@ impl Tcb {
     #[cold]
     fn arm_persist(&mut self, env: &Env<'_>) {
         self.facts.insert(Facts::PERSIST);
+        if self.is_window_limited() && !self.facts.contains(Facts::WINDOW_LIMITED) {
+            self.note_window_limit(env, true);
+        }
         self.bound_orphan(env);
         if self.snd_wnd == 0 {
             self.arm_time_out(env);
@@ -172,6 +177,9 @@ impl Tcb {
     }
 
     fn on_persist_timeout(&mut self, env: &mut Env<'_>) -> Events {
+        if self.facts.contains(Facts::WINDOW_LIMITED) {
+            self.note_window_limit(env, true);
+        }
         if self.sendable() != 0 || self.snd_una == self.snd_limit() {
             self.facts.remove(Facts::PERSIST);
             if self.snd_una != self.snd_nxt {

@@ -88,6 +88,10 @@ impl Tcb {
         if self.can_resend() && self.resend_lost(env, out) {
             return true;
         }
+        let limited = self.sendable() == 0 && self.is_window_limited();
+        if limited != self.facts.contains(Facts::WINDOW_LIMITED) {
+            self.note_window_limit(env, limited);
+        }
         if self.snd_nxt != self.snd_limit() {
             let count = self.sendable();
             if count != 0 {

@@ -540,3 +540,37 @@ fn every_controller_carries_a_stream_through_losses() {
         }
     }
 }
+
+/// A window that is closed for 100 ms, twice.
+#[test]
+fn times_of_a_sender_are_told() {
+    let config = Config { recv_buffer_bytes: 10_000, recv_buffer_max_bytes: 0, ..plain() };
+    let mut pair = Pair::connected(plain(), config);
+    let (theirs, ours) = (pair.ends[1].isn + 1, pair.ends[0].isn + 1);
+    let times = |pair: &Pair| pair.ends[0].tcb.as_ref().unwrap().send_times(pair.now);
+    pair.filter = Some(Box::new(|_, _| false));
+    pair.run_for(50_000);
+    assert_eq!(times(&pair), Default::default());
+    for round in 0..2 {
+        let at = round * 1_000;
+        let now = pair.now;
+        let ack = |ack: u32, window| Frame::make(theirs, ours + ack, Flags::ACK, window, &[], &[]);
+        pair.ends[0].input(now, &ack(at, 0));
+        pair.ends[0].send(now, &[1; 1_000]);
+        pair.pump();
+        pair.run_for(100_000);
+        let told = times(&pair).window_limited_us;
+        assert!(told.abs_diff(100_000 * u64::from(round + 1)) < 5_000, "{told}");
+        let now = pair.now;
+        pair.ends[0].input(now, &ack(at, 2_000));
+        pair.pump();
+        pair.run_for(30_000);
+        let now = pair.now;
+        pair.ends[0].input(now, &ack(at + 1_000, 2_000));
+        pair.run_for(50_000);
+    }
+    let times = times(&pair);
+    assert!(times.window_limited_us.abs_diff(200_000) < 5_000, "{times:?}");
+    assert!(times.busy_us.abs_diff(260_000) < 5_000, "{times:?}");
+    pair.release();
+}

@@ -75,6 +75,7 @@ pub fn fields(stream: &TcpStream) -> Vec<(&'static str, Place, u64)> {
         return vec![("tcpi_state", Bytes(0, 1), linux_state(State::Closed))];
     };
     let mss = u64::from(info.mss_bytes).max(1);
+    let times = stream.send_times();
     let ssthresh = match info.ssthresh_bytes {
         u32::MAX => 0x7fff_ffff,
         bytes => u64::from(bytes) / mss,
@@ -104,11 +105,14 @@ pub fn fields(stream: &TcpStream) -> Vec<(&'static str, Place, u64)> {
         ("tcpi_advmss", Bytes(84, 4), u64::from(info.mss_limit_bytes)),
         ("tcpi_reordering", Bytes(88, 4), u64::from(info.reordering)),
         ("tcpi_total_retrans", Bytes(100, 4), u64::from(info.retransmits)),
+        ("tcpi_pacing_rate", Bytes(104, 8), info.pacing_rate),
         ("tcpi_bytes_acked", Bytes(120, 8), stream.acked_total()),
         ("tcpi_bytes_received", Bytes(128, 8), u64::from(info.bytes_received)),
         ("tcpi_notsent_bytes", Bytes(144, 4), stream.unsent_bytes() as u64),
         ("tcpi_min_rtt", Bytes(148, 4), u64::from(info.min_rtt_us)),
         ("tcpi_delivery_rate", Bytes(160, 8), info.delivery_rate),
+        ("tcpi_busy_time", Bytes(168, 8), times.busy_us),
+        ("tcpi_rwnd_limited", Bytes(176, 8), times.window_limited_us),
         ("tcpi_snd_wnd", Bytes(228, 4), u64::from(info.snd_wnd_bytes)),
         ("tcpi_rcv_wnd", Bytes(232, 4), u64::from(info.rcv_wnd_bytes)),
     ]

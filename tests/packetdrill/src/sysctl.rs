@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use millstream_tcp::{Algorithm, Config, KeepAlive};
+use millstream_tcp::{Algorithm, Config, Ecn, KeepAlive};
 
 /// Knobs that change the stack's configuration, with Linux's defaults.
 const KNOBS: &[(&str, &str)] = &[
@@ -105,6 +105,11 @@ impl Sysctls {
             slow_start_unbounded: true,
             // The delayed ACK that Linux allows for.
             probe_ack_delay_us: 200_000,
+            ecn: match self.number("tcp_ecn", 0) {
+                0 => Ecn::Off,
+                1 => Ecn::Request,
+                _ => Ecn::Accept,
+            },
             congestion: match self.text("tcp_congestion_control") {
                 "reno" => Algorithm::NewReno,
                 "dctcp" => Algorithm::Dctcp,
