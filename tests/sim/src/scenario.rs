@@ -3,7 +3,7 @@
 use std::fmt;
 
 use millstream_sim::{BurstLoss, DirectionConfig, Flaps, LinkConfig, Rng, WhenFull};
-use millstream_tcp::{Config, KeepAlive};
+use millstream_tcp::{Algorithm, Config, KeepAlive};
 
 use crate::rand::{pick, spread, spread_u64};
 
@@ -294,6 +294,8 @@ impl Scenario {
             nagle: host.nagle,
             initial_window_segments: host.initial_segments,
             time_wait_us: host.time_wait_us,
+            // Not drawn, so that a seed plays what it always did.
+            congestion: Algorithm::ALL[self.seed as usize % Algorithm::ALL.len()],
             // With three of ten frames lost in each direction one exchange in two fails: what gives
             // up after this many would be chance.
             data_retries: 40,

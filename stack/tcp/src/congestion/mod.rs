@@ -3,6 +3,19 @@
 //! A controller works on a [`Window`] and knows nothing of sequence numbers or timers; loss
 //! recovery tells it what happened. Dispatch is by an enum in a box of its own, which is made when
 //! the connection is opened and never moves: the record of a connection pays eight bytes.
+//!
+//! | file | controller | by |
+//! |---|---|---|
+//! | `cubic` | CUBIC, the default | RFC 9438 |
+//! | `new_reno` | NewReno | RFC 5681, RFC 3465 |
+//! | `dctcp` | DCTCP | RFC 8257 |
+//! | `bbr` | BBR | draft-ietf-ccwg-bbr |
+//! | `hystart` | slow start of the first three | RFC 9406 |
+//! | `algorithm` | their names | |
+//! | `sim` | a path in virtual time, for tests | |
+//!
+//! No controller uses floating point, reads a clock or trusts a number that it is told: whatever
+//! comes, the window stays between a segment and [`CWND_MAX`].
 
 mod algorithm;
 mod bbr;
@@ -56,7 +69,8 @@ pub struct Ack {
     pub srtt_us: u32,
     /// Least round-trip time; 0: none yet.
     pub min_rtt_us: u32,
-    /// The congestion window was what held the sender back (RFC 7661).
+    /// The congestion window was what held the sender back (RFC 7661). In slow start, where an
+    /// application may not keep up for a moment, it is enough that half of it was used, as in Linux.
     pub cwnd_limited: bool,
     /// A loss is being repaired: recovery sets the window, unless the controller
     /// [owns](Controller::owns_window) it.
@@ -155,7 +169,8 @@ pub trait Controller {
 
     /// Bytes a second at which to clock segments out; 0: as the window allows.
     fn pacing_rate(&self, window: &Window, srtt_us: u32, mss: u32) -> u64 {
-        window_pacing_rate(window, srtt_us, mss)
+        let _ = mss;
+        window_pacing_rate(window, srtt_us)
     }
 
     /// Whether recovery leaves the window alone.
@@ -181,7 +196,7 @@ pub trait Controller {
 
 /// A window's worth of bytes each round trip, with what it takes to fill a window that grows:
 /// twice as much in slow start, a fifth more after it, as in Linux.
-pub(crate) fn window_pacing_rate(window: &Window, srtt_us: u32, _mss: u32) -> u64 {
+pub(crate) fn window_pacing_rate(window: &Window, srtt_us: u32) -> u64 {
     if srtt_us == 0 {
         return 0;
     }

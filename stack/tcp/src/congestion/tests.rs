@@ -15,10 +15,10 @@ fn initial_window_is_that_of_rfc_6928() {
 #[test]
 fn pacing_fills_a_growing_window() {
     let mut window = Window { cwnd: 10_000, ssthresh: u32::MAX };
-    assert_eq!(window_pacing_rate(&window, 0, 1000), 0);
-    assert_eq!(window_pacing_rate(&window, 10_000, 1000), 2_000_000);
+    assert_eq!(window_pacing_rate(&window, 0), 0);
+    assert_eq!(window_pacing_rate(&window, 10_000), 2_000_000);
     window.ssthresh = 20_000;
-    assert_eq!(window_pacing_rate(&window, 10_000, 1000), 1_200_000);
+    assert_eq!(window_pacing_rate(&window, 10_000), 1_200_000);
 }
 
 #[test]
