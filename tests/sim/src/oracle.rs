@@ -23,6 +23,9 @@ const SLACK_NANOS: u64 = 1_000_000_000;
 /// How often a side is looked at that has nothing to send.
 const LOOK_NANOS: u64 = 20_000_000_000;
 
+/// Jain's index over the rates of flows that carry the same, at the least.
+const FAIR: f64 = 0.3;
+
 /// What was seen in a run that was right.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Measured {
@@ -107,6 +110,8 @@ struct Moved {
     /// What the peer has beyond that, which starts the time-out anew too.
     sacked: u32,
     at: Instant,
+    /// The time-out then: the timer that runs may have been set with it.
+    rto_us: u64,
 }
 
 struct Run<'a> {
@@ -272,7 +277,7 @@ impl<'a> Run<'a> {
         let waits = open && (in_flight || queued > acked) && !blocked;
         let sacked = info.map_or(0, |info| info.sacked);
         if (acked, sacked) != (moved.acked, moved.sacked) || !waits {
-            *moved = Moved { acked, sacked, at: now };
+            *moved = Moved { acked, sacked, at: now, rto_us: moved.rto_us };
         }
         let mut next = now.plus_nanos(LOOK_NANOS);
         if let (Some(info), true) = (info, waits) {
@@ -284,7 +289,9 @@ impl<'a> Run<'a> {
             let host = if server { &self.scenario.server } else { &self.scenario.client };
             let rto_us = u64::from(info.rto_us) << info.backoff.min(16);
             let rto_us = rto_us.min(u64::from(self.scenario.tcp(host).max_rto_us));
-            let bound = sent_at.max(moved.at).plus_nanos(1000 * rto_us + SLACK_NANOS);
+            let longest_us = rto_us.max(moved.rto_us);
+            moved.rto_us = rto_us;
+            let bound = sent_at.max(moved.at).plus_nanos(1000 * longest_us + SLACK_NANOS);
             hold!(
                 now <= bound,
                 "stall",
@@ -347,6 +354,7 @@ impl<'a> Run<'a> {
         }
         self.judge_account()?;
         let measured = self.measure();
+        self.judge_repetitions(&measured)?;
         self.judge_path(&measured)?;
         Ok(measured)
     }
@@ -445,6 +453,37 @@ impl<'a> Run<'a> {
         Some(up.max(down))
     }
 
+    /// What is sent again stands in a proportion to what was lost or came late.
+    fn judge_repetitions(&self, measured: &Measured) -> Verdict {
+        if self.scenario.fault != Fault::None {
+            // What a host that is gone had sent is not counted any more.
+            return Ok(());
+        }
+        let stats = self.stats();
+        let sum = |count: fn(&DirectionStats) -> u64| stats.iter().map(count).sum::<u64>();
+        let late = 3 * sum(|stats| stats.held_back);
+        let lost = sum(|stats| stats.dropped() + stats.corrupted);
+        let stacks = [Some(self.world.client_stack()), self.world.server_stack()];
+        let probes: u64 = stacks
+            .iter()
+            .flatten()
+            .map(|stack| stack.tcp_stats())
+            .map(|stats| stats.loss_probes + stats.window_probes)
+            .sum();
+        let segment = u64::from(self.scenario.link.mtu);
+        // A time-out without SACK sends all that is out again.
+        let window = self.scenario.client.send_bytes.max(self.scenario.server.send_bytes);
+        let window = u64::from(window).min(measured.bytes);
+        let allowed = segment * (2 * (late + lost) + probes + 10) + measured.rto_fired * window;
+        hold!(
+            measured.again_bytes <= allowed,
+            "repetitions",
+            "{} bytes were sent again, {allowed} are plenty; {measured:?}",
+            measured.again_bytes
+        );
+        Ok(())
+    }
+
     /// What the path allows, and what it does not excuse.
     fn judge_path(&self, measured: &Measured) -> Verdict {
         if self.scenario.is_clean() {
@@ -459,6 +498,13 @@ impl<'a> Run<'a> {
             // The last application is done when the last FIN has come; a millisecond of grace, since
             // that of the other side may have come before.
             let waited = self.world.now().nanos_since(self.done_at);
+            let flows = self.scenario.flows.len();
+            let segments = measured.bytes / u64::from(self.scenario.link.mtu);
+            let comparable = flows <= 16 && segments >= 50 * flows as u64;
+            if let (Some(jain), true) = (measured.jain, comparable) {
+                // Not of the shares at a moment, but of when the same was done; 1/n is the least.
+                hold!(jain >= FAIR, "fairness", "Jain's index is {jain:.3}; {measured:?}");
+            }
             let least = self.scenario.client.time_wait_us.min(self.scenario.server.time_wait_us);
             hold!(
                 waited + 1_000_000 >= 1000 * least,

@@ -282,6 +282,16 @@ impl Scenario {
             || self.flows.get(flow).is_some_and(|flow| matches!(flow.ending, Ending::Abort(_)))
     }
 
+    /// Both hosts' congestion controller. Not drawn, so that a seed plays what it always did.
+    pub fn controller(&self) -> Algorithm {
+        Algorithm::ALL[self.seed as usize % Algorithm::ALL.len()]
+    }
+
+    /// Whether losses are found by time, and lost tails by probes: not in each fifth scenario.
+    pub fn rack(&self) -> bool {
+        !(self.seed / Algorithm::ALL.len() as u64).is_multiple_of(5)
+    }
+
     /// TCP's settings of a host.
     pub fn tcp(&self, host: &Host) -> Config {
         let peer_fails = (0..self.flows.len()).any(|flow| self.may_fail(flow));
@@ -294,8 +304,8 @@ impl Scenario {
             nagle: host.nagle,
             initial_window_segments: host.initial_segments,
             time_wait_us: host.time_wait_us,
-            // Not drawn, so that a seed plays what it always did.
-            congestion: Algorithm::ALL[self.seed as usize % Algorithm::ALL.len()],
+            congestion: self.controller(),
+            rack: self.rack(),
             // With three of ten frames lost in each direction one exchange in two fails: what gives
             // up after this many would be chance.
             data_retries: 40,
@@ -385,7 +395,8 @@ fn draw_direction(rng: &mut Rng, clean: bool) -> DirectionConfig {
 
 impl fmt::Display for Scenario {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "seed {} | {:?} | ", self.seed, self.link)?;
+        let (controller, rack) = (self.controller(), self.rack());
+        write!(f, "seed {} | {controller:?}, rack {rack} | {:?} | ", self.seed, self.link)?;
         if self.flaps.count > 0 {
             write!(f, "{:?} | ", self.flaps)?;
         }

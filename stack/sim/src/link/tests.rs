@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::config::BurstLoss;
 use crate::drive::{drive, step};
+use crate::flap::{Flapper, Flaps};
 
 fn send(link: &mut SimLink, bytes: &[u8]) -> Result<(), TxError> {
     link.tx(&TxFrame { header: bytes, payload: &[], offload: Default::default() })
@@ -496,4 +497,82 @@ fn another_seed_is_another_run() {
         .map(|seed| run(&LinkConfig { seed, ..LinkConfig::symmetric(direction) }, &ops).0)
         .collect();
     assert_ne!(runs[0], runs[1]);
+}
+
+#[test]
+fn a_long_queue_marks_those_that_understand() {
+    let clock = VirtualClock::new();
+    let path = DirectionConfig { mark_frames: 2, ..DirectionConfig::wire(1_000_000, 1000) };
+    let (mut a, b, wire) = pair(&clock, &LinkConfig::symmetric(path)).unwrap();
+    let mut sink = Sink::new(&clock, b);
+    // IPv4 with ECT(0), IPv4 without, IPv6 with ECT(1).
+    let ipv4 = |tos: u8| {
+        let mut frame = vec![0; 60];
+        frame[12..14].copy_from_slice(&[8, 0]);
+        frame[14..16].copy_from_slice(&[0x45, tos]);
+        let sum = !(0x4500u16 + u16::from(tos));
+        frame[24..26].copy_from_slice(&sum.to_be_bytes());
+        frame
+    };
+    let mut ipv6 = vec![0; 60];
+    ipv6[12..16].copy_from_slice(&[0x86, 0xdd, 0x60, 0x10]);
+    for frame in [ipv4(2), ipv4(2), ipv4(2), ipv4(2), ipv4(0), ipv6] {
+        send(&mut a, &frame).unwrap();
+    }
+    drive(&clock, &mut [&mut sink, &mut wire.clone()], Instant::FAR_FUTURE);
+    let tos: Vec<_> = sink.got.iter().map(|(_, bytes, _)| bytes[15]).collect();
+    // One is being sent, two wait, and those behind them are marked.
+    assert_eq!(tos, [2, 2, 2, 3, 0, 0x30]);
+    assert_eq!(wire.stats(Direction::AToB).marked, 2);
+    for (_, bytes, _) in sink.got.iter().take(5) {
+        let words =
+            bytes[14..34].chunks(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
+        let sum: u32 = words.sum();
+        assert_eq!((sum & 0xffff) + (sum >> 16), 0xffff, "the checksum is right");
+    }
+}
+
+#[test]
+fn the_queue_is_accounted_for() {
+    let clock = VirtualClock::new();
+    // 1000 bytes take a millisecond.
+    let path = DirectionConfig::wire(8_000_000, 0);
+    let (mut a, b, wire) = pair(&clock, &LinkConfig::symmetric(path)).unwrap();
+    let mut sink = Sink::new(&clock, b);
+    for number in 0..3 {
+        send(&mut a, &numbered(number, 1000)).unwrap();
+    }
+    assert_eq!(wire.queue(Direction::AToB), (2, 2000));
+    drive(&clock, &mut [&mut sink, &mut wire.clone()], Instant::FAR_FUTURE);
+    assert_eq!(wire.queue(Direction::AToB), (0, 0));
+    let stats = wire.stats(Direction::AToB);
+    assert_eq!((stats.queued, stats.queue_frames_max, stats.queue_bytes_max), (3, 2, 2000));
+    assert_eq!((stats.waited_nanos, stats.waited_nanos_max), (3_000_000, 2_000_000));
+    assert_eq!(stats.waited_nanos_mean(), 1_000_000);
+}
+
+#[test]
+fn outages_come_by_schedule_and_a_host_that_restarts_finds_nothing() {
+    let clock = VirtualClock::new();
+    let (mut a, b, wire) = pair(&clock, &LinkConfig::default()).unwrap();
+    let flaps = Flaps { first_nanos: 100, down_nanos: 10, up_nanos: 50, count: 2 };
+    let mut flapper = Flapper::new(&wire, &clock, flaps);
+    let mut up = Vec::new();
+    for nanos in 0..200 {
+        drive(&clock, &mut [&mut flapper], Instant::from_nanos(nanos));
+        if a.is_up() != up.last().is_none_or(|(_, up)| *up) {
+            up.push((nanos, a.is_up()));
+        }
+    }
+    assert_eq!(up, [(100, false), (110, true), (160, false), (170, true)]);
+    assert_eq!(flapper.left(), 0);
+
+    send(&mut a, &numbered(1, 60)).unwrap();
+    drop(b);
+    let mut sink = Sink::new(&clock, wire.reopen(Direction::BToA));
+    send(&mut a, &numbered(2, 60)).unwrap();
+    drive(&clock, &mut [&mut sink, &mut wire.clone()], Instant::FAR_FUTURE);
+    assert_eq!(sink.numbers(), [2]);
+    let stats = wire.stats(Direction::AToB);
+    assert_eq!((stats.dropped_down, stats.delivered, stats.in_flight), (1, 1, 0));
 }
