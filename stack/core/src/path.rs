@@ -73,6 +73,16 @@ impl State {
         true
     }
 
+    /// A connection found out that its path swallows large packets: the next ones to the same host
+    /// need not.
+    #[cold]
+    pub fn note_black_hole(&mut self, number: u32) {
+        let Some(conn) = self.conns.get(number) else { return };
+        let mtu = conn.tcb.segment_limit().saturating_add(headers_len(&conn.key));
+        let (_, remote) = self.endpoints(&conn.key);
+        self.path_mtus.lower(remote.ip(), mtu, self.now);
+    }
+
     /// Payload and options that fit the packets of a connection: the link's limit, or the path's
     /// where that is known (RFC 9293 section 3.7.1: options are not counted).
     pub fn mss(&self, key: &FlowKey) -> u16 {

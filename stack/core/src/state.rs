@@ -365,11 +365,14 @@ impl State {
         let Some(conn) = self.conns.get_mut(number) else { return };
         conn.timer = None;
         conn.timer_at = Instant::FAR_FUTURE;
-        let events = if conn.tcb.deadline() <= self.now {
-            conn.tcb.on_timer(&mut env!(self))
-        } else {
-            Events::empty()
-        };
+        if conn.tcb.deadline() > self.now {
+            return self.after_events(number, Events::empty());
+        }
+        let limit = conn.tcb.segment_limit();
+        let events = conn.tcb.on_timer(&mut env!(self));
+        if conn.tcb.segment_limit() < limit {
+            self.note_black_hole(number);
+        }
         self.after_events(number, events);
     }
 

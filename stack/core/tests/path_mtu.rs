@@ -20,6 +20,8 @@ enum Manner {
     Honest,
     /// Says that it was too big, but not what would pass (RFC 1191 section 5).
     Old,
+    /// Drops it without a word.
+    Silent,
     /// Passes all, but claims of segments that were never sent that they were too big.
     Forger,
 }
@@ -42,7 +44,8 @@ impl Path {
         let (far, b) = pair(MemConfig::default()).unwrap();
         let shard = |address, link| {
             let disk = Box::new(MemDisk::copying(16).unwrap());
-            let config = config_v6(address, small_limits());
+            let mut config = config_v6(address, small_limits());
+            config.tcp.black_hole_retries = 2;
             Shard::new(config, link, clock.clone(), arena(512, 64), disk)
         };
         let (client, server) = (shard(CLIENT, a), shard(SERVER, b));
@@ -63,7 +66,7 @@ impl Path {
                 }
                 if too_big {
                     self.refused += 1;
-                    if let Some(complaint) = complaint {
+                    if let Some(complaint) = complaint.filter(|_| self.manner != Manner::Silent) {
                         send(source, &complaint);
                     }
                 }
@@ -213,5 +216,19 @@ fn who_has_not_seen_a_segment_is_not_believed() {
         let stack = path.client.stack();
         assert_eq!(stack.metrics().path_mtu_lowered, 0);
         assert!(stack.rx_metrics().drop_unsolicited > 10);
+    }
+}
+
+#[test]
+fn a_path_that_swallows_large_segments_is_found_out() {
+    for address in [server_at(7).into(), server_v6_at(7).into()] {
+        let mut path = Path::new(1300, Manner::Silent);
+        assert_eq!(path.transfer(address), 1220 - 12);
+        let stats = path.client.stack().tcp_stats();
+        assert_eq!((stats.black_holes, stats.path_limits), (1, 1));
+        // The next connection knows.
+        let refused = path.refused;
+        path.transfer(next_port(address));
+        assert_eq!(path.refused, refused);
     }
 }

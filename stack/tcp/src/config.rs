@@ -102,6 +102,9 @@ pub struct Config {
     /// Whether losses are found by time (RACK) and lost tails by probes (RFC 8985); otherwise by
     /// three duplicate ACKs or SACKs (RFC 6675) and by time-outs. Takes SACK.
     pub rack: bool,
+    /// Time-outs in a row after which large segments are made smaller, in case that the path swallows
+    /// them without a word (RFC 4821 section 7.7). 0: never.
+    pub black_hole_retries: u8,
     /// How long a peer is taken to hold back the ACK of a lone segment, in microseconds: a tail is
     /// not probed earlier. RFC 8985 section 7.2 leaves the length open, Linux takes 200 ms; most
     /// peers hold ACKs back for 40 ms. A peer that turns out to take longer gets
@@ -155,6 +158,7 @@ impl Default for Config {
             sack: true,
             window_scaling: true,
             rack: true,
+            black_hole_retries: 0,
             probe_ack_delay_us: 42_000,
             slow_start_after_idle: true,
             burst_segments_min: 2,

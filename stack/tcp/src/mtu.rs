@@ -5,6 +5,10 @@ use millstream_wire::tcp::SeqNumber;
 use crate::state::{Events, State};
 use crate::tcb::{Env, Facts, Tcb};
 
+/// Payload and options that nearly every path carries: all of IPv6 do (RFC 8200 section 5), and it is
+/// above the 1024 bytes to which RFC 4821 section 7.2 goes back.
+const LIMIT_SAFE: u16 = 1280 - 60;
+
 /// The least payload that a report leaves a connection: what 576-byte packets carry.
 const LIMIT_MIN: u16 = 512;
 
@@ -45,5 +49,16 @@ impl Tcb {
         let mut events = Events::empty();
         events.set(Events::TRANSMIT, self.wants_transmit());
         events
+    }
+
+    /// Data was sent again and again, and nothing came back: large segments may vanish on a path whose
+    /// routers tell nobody. Costs little if something else is wrong.
+    #[cold]
+    pub(crate) fn suspect_black_hole(&mut self, env: &mut Env<'_>) {
+        let under_way = self.snd_max.bytes_since(self.snd_una).min(u32::from(self.mss));
+        if under_way > u32::from(LIMIT_SAFE) {
+            env.stats.black_holes += 1;
+            self.limit_segments(env, LIMIT_SAFE);
+        }
     }
 }

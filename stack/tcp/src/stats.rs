@@ -66,6 +66,8 @@ pub struct TcpStats {
     pub reneged_drops: u64,
     /// Times that the path was found to carry less than was sent.
     pub path_limits: u64,
+    /// Those of them that no router told.
+    pub black_holes: u64,
     /// ICMP errors that were believed, and those that were only noted.
     pub icmp_hard: u64,
     pub icmp_soft: u64,

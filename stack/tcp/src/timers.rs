@@ -166,6 +166,9 @@ impl Tcb {
             return self.time_out(env);
         }
         self.on_retransmit_timeout(env);
+        if self.retries == env.config.black_hole_retries {
+            self.suspect_black_hole(env);
+        }
         if self.snd_wnd == 0 {
             // The peer took its window back while data was out: what follows are probes.
             self.facts.insert(Facts::PERSIST | Facts::TX_PROBE);

@@ -1,9 +1,9 @@
 //! The parsers of `millstream_wire`: whatever they accept, they must be able to say again.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use millstream_wire::tcp::{self, Flags, Header, Options, SackBlocks, SeqNumber};
-use millstream_wire::{arp, ethernet, icmpv4, ipv4, udp};
+use millstream_wire::{arp, ethernet, icmpv4, icmpv6, ipv4, ipv6, ipv6_extension, ndp, udp};
 
 /// A TCP header with its options.
 pub fn options(input: &[u8]) {
@@ -50,13 +50,16 @@ pub fn packets(input: &[u8]) {
         let payload = header.payload(input);
         match header.ethertype {
             ethernet::EtherType::IPV4 => ipv4_packet(payload),
+            ethernet::EtherType::IPV6 => ipv6_packet(payload),
             ethernet::EtherType::ARP => arp_packet(payload),
             _ => {}
         }
     }
     arp_packet(input);
     ipv4_packet(input);
+    ipv6_packet(input);
     icmp_message(input);
+    icmpv6_message(input);
     udp_datagram(input);
 }
 
@@ -102,6 +105,55 @@ fn icmp_message(bytes: &[u8]) {
     let mut again = vec![0; parsed.emitted_len()];
     assert_eq!(parsed.emit(&mut again), again.len());
     match (icmpv4::Message::parse(&again), parsed) {
+        // An error that quotes much is cut.
+        (Ok(same), _) if parsed.quote().is_some() => assert_eq!(same.quote(), parsed.quote()),
+        (same, parsed) => assert_eq!(same, Ok(parsed)),
+    }
+}
+
+fn ipv6_packet(bytes: &[u8]) {
+    let Ok(header) = ipv6::Header::parse(bytes) else { return };
+    assert_eq!(header.payload(bytes).len(), usize::from(header.payload_len));
+    let mut again = [0; ipv6::HEADER_LEN];
+    header.emit(&mut again);
+    assert_eq!(again, bytes[..ipv6::HEADER_LEN]);
+    let _ = ipv6_extension::find_upper(&header, bytes);
+    let Ok(upper) = ipv6_extension::walk(&header, bytes) else { return };
+    let payload = bytes.get(usize::from(upper.offset)..header.packet_len());
+    let payload = payload.expect("the upper layer starts in the packet");
+    assert!(upper.fragment.is_none() || upper.fragment_header);
+    match upper.protocol {
+        _ if upper.fragment.is_some() => {}
+        ipv4::Protocol::TCP => options(payload),
+        ipv4::Protocol::ICMPV6 => icmpv6_message(payload),
+        ipv4::Protocol::UDP => udp_datagram(payload),
+        _ => {}
+    }
+}
+
+/// As [`icmp_message`].
+fn icmpv6_message(bytes: &[u8]) {
+    let (src, dst) = (Ipv6Addr::LOCALHOST, Ipv6Addr::UNSPECIFIED);
+    let mut message = bytes.to_vec();
+    if let Some(field) = message.get_mut(2..4) {
+        field.fill(0);
+        let protocol = ipv4::Protocol::ICMPV6.0;
+        let mut sum =
+            millstream_wire::checksum::Sum::ipv6_pseudo(src, dst, protocol, message.len() as u32);
+        sum.add_bytes(&message);
+        let sum = sum.finish().to_be_bytes();
+        message[2..4].copy_from_slice(&sum);
+    }
+    let Ok(parsed) = icmpv6::Message::parse(src, dst, &message) else { return };
+    if let icmpv6::Message::Ndp(ndp::Message::RouterAdvertisement(ra)) = parsed {
+        assert!(ra.options.iter().count() <= message.len() / 8);
+    }
+    if matches!(parsed, icmpv6::Message::Other { .. }) {
+        return;
+    }
+    let mut again = vec![0; parsed.emitted_len()];
+    assert_eq!(parsed.emit(src, dst, &mut again), again.len());
+    match (icmpv6::Message::parse(src, dst, &again), parsed) {
         // An error that quotes much is cut.
         (Ok(same), _) if parsed.quote().is_some() => assert_eq!(same.quote(), parsed.quote()),
         (same, parsed) => assert_eq!(same, Ok(parsed)),
