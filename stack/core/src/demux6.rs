@@ -17,6 +17,8 @@ pub(crate) fn classify(
     let Some(host) = &station.ipv6 else { return Err(Discard::EtherType) };
     let bytes = frame.buf.get(ip_offset..).unwrap_or_default();
     let header = Header::parse(bytes).map_err(|_| Discard::Malformed)?;
+    // Without the link's padding, which is nobody's port.
+    let bytes = bytes.get(..header.packet_len()).ok_or(Discard::Malformed)?;
     let group = header.dst.is_multicast();
     let to_us = if group { host.listens_to(header.dst) } else { host.is_ours(header.dst) };
     if !to_us {

@@ -22,6 +22,9 @@ use crate::state::{Sleeper, State, TOKEN_SLEEP, env};
 use crate::stream::{TcpListener, TcpStream};
 use crate::udp::{BindError, UdpSocket};
 
+/// How long is waited at the least for an address on probation, in microseconds.
+const PROBATION_POLL_US: u64 = 100;
+
 /// First port that [`Stack::connect`] chooses.
 const EPHEMERAL_FIRST: u16 = 10_000;
 
@@ -138,8 +141,11 @@ impl Stack {
             let host = |state: RefMut<'_, State>| {
                 state.station.ipv6.as_deref().and_then(|host| host.tentative_until())
             };
+            // The timer that ends the probation may fire a little after its moment: not without a
+            // pause, or the loop that fires it would never turn.
+            let pause = self.now().plus_micros(PROBATION_POLL_US);
             match host(self.state()) {
-                Some(until) => self.sleep_until(until).await,
+                Some(until) => self.sleep_until(until.max(pause)).await,
                 None => return,
             }
         }

@@ -250,7 +250,10 @@ impl State {
     }
 
     fn receive_tcp_v6(&mut self, packet: Packet) {
-        let (Some(pair), Some(ports)) = (packet.ipv6_pair(), packet.ports()) else { return };
+        let (Some(pair), Some(ports)) = (packet.ipv6_pair(), packet.ports()) else {
+            self.rx.drop_malformed += 1;
+            return;
+        };
         match self.pairs.find(pair) {
             Some(pair) => self.receive_tcp(&FlowKey::of_pair(pair, ports), packet),
             // No connection has these addresses. The key is asked for its ports only.

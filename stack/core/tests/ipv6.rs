@@ -2,13 +2,14 @@
 
 mod common;
 
-use std::net::Ipv6Addr;
+use std::net::{Ipv6Addr, SocketAddrV6};
 
 use common::wire::{OUR_MAC, SHARD_MAC, Wire, frame_v6, icmp_v6, packets_v6, syn_v6, udp_v6};
 use common::{
     CLIENT_V6, SERVER, SERVER_V6, World, config_v6, pattern, server_at, server_v6_at, small_limits,
 };
 use millstream_core::{ConnectError, Ipv6Config, ListenError, ShardConfig, Stack};
+use millstream_timer::Instant;
 use millstream_wire::checksum::Sum;
 use millstream_wire::ipv4::Protocol;
 use millstream_wire::{icmpv6, ipv6, ipv6_extension, ndp, tcp};
@@ -376,6 +377,31 @@ fn extension_headers_are_skipped_or_refused() {
     assert!(wire.ask(&frame_v6(group, Protocol(99), 64, b"what is this?")).is_empty());
     drop(socket);
     wire.assert_accounted();
+}
+
+/// The link pads short frames: what stands there is no part of the packet.
+#[test]
+fn padding_is_nobodys_port() {
+    let mut wire = settled(server());
+    let mut frame = frame_v6((CLIENT_V6, SERVER_V6), Protocol::TCP, 64, &[]);
+    frame.extend_from_slice(&[0, 1, 0, 80, 0, 0]);
+    assert!(wire.ask(&frame).is_empty());
+    let metrics = wire.shard.stack().rx_metrics();
+    assert_eq!((metrics.unaccounted(), metrics.drop_malformed), (0, 1));
+}
+
+/// The moment has come, but not yet the wheel's next tick: whoever waits must let the loop turn.
+#[test]
+fn who_waits_for_an_address_lets_the_loop_turn() {
+    let mut wire = Wire::new(server());
+    wire.answers();
+    wire.clock.advance_to(Instant::from_micros(1_000_000));
+    let stack = wire.shard.stack().clone();
+    let client = stack.clone();
+    let connect =
+        async move { client.connect(SocketAddrV6::new(CLIENT_V6, 9, 0, 0)).await.is_ok() };
+    stack.spawn(connect).unwrap();
+    wire.shard.turn();
 }
 
 #[test]
