@@ -415,9 +415,9 @@ impl Tcb {
             reduces,
             env.now.as_micros(),
         );
-        if !self.congestion.owns_window() {
-            self.window.cwnd = self.pipe() + mss;
-        }
+        // Who owns the window wants this too (draft-ietf-ccwg-bbr-06 section 5.6.4.4): else what is
+        // not held for lost would let nothing go.
+        self.window.cwnd = self.pipe() + mss;
         self.ca_state = CongestionState::Loss;
         self.queue_cwr();
         self.retries = self.retries.saturating_add(1);
