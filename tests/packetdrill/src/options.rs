@@ -118,6 +118,11 @@ impl Sockets {
         if !matches!(socket.kind, Kind::Fresh) {
             socket.options.apply(&stack);
         }
+        if let Kind::Connected(stream) = &socket.kind
+            && matches!((level, name), (SOL_SOCKET, SO_KEEPALIVE) | (SOL_TCP, TCP_KEEPIDLE))
+        {
+            stream.set_keepalive(socket.options.keepalive);
+        }
         self.world().settle();
         Ok(())
     }
@@ -241,12 +246,7 @@ fn set(socket: &mut Socket, level: i64, name: i64, value: &OptionValue) -> Outco
                 options.receive_buffer = (value * 2).max(RECEIVE_BUFFER_MIN);
                 options.receive_buffer_set = true;
             }
-            (SOL_SOCKET, SO_KEEPALIVE) => {
-                options.keepalive = *value != 0;
-                if let Some(stream) = stream {
-                    stream.set_keepalive(options.keepalive);
-                }
-            }
+            (SOL_SOCKET, SO_KEEPALIVE) => options.keepalive = *value != 0,
             (SOL_TCP, TCP_NODELAY) => {
                 options.nodelay = *value != 0;
                 if let Some(stream) = stream {
