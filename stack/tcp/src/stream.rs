@@ -180,6 +180,6 @@ impl Tcb {
         let bytes = self.recv_buf_bytes.saturating_sub(self.receive_queue.bytes);
         let held = self.receive_queue.slices + self.reassembly.slices;
         let slices = self.recv_slices_max(config).saturating_sub(held);
-        bytes.min(slices * u32::from(self.mss_limit)).min(0xffff << self.rcv_scale)
+        bytes.min(slices.saturating_mul(u32::from(self.mss_limit))).min(0xffff << self.rcv_scale)
     }
 }

@@ -9,7 +9,7 @@ use millstream_buf::{Arena, ArenaConfig, ArenaStats, HugePages};
 use millstream_core::{Ipv4Config, Limits, Shard, ShardConfig, Stack};
 use millstream_link::{Link, RxBurst};
 use millstream_sim::{Direction, DiskConfig, Flapper, Node, SimDisk, SimLink, Wire, pair, step};
-use millstream_tcp::State;
+use millstream_tcp::{Algorithm, State};
 use millstream_timer::{Clock, Instant, VirtualClock};
 
 use crate::flows::{Board, Progress, client, serve};
@@ -89,8 +89,13 @@ impl Watch {
     /// A sender that has just sent something new has no more in flight than its window allows.
     fn check_windows(&self) {
         loop {
-            let fresh = self.monitor.borrow_mut().fresh.pop();
-            let Some((port, direction)) = fresh else { return };
+            let (port, direction, segments) = {
+                let fresh = &mut self.monitor.borrow_mut().fresh;
+                let Some(last) = fresh.pop() else { return };
+                let before = fresh.len();
+                fresh.retain(|other| *other != last);
+                (last.0, last.1, 1 + before - fresh.len())
+            };
             let Some(flow) = self.flow_of(port) else { continue };
             let stream = {
                 let board = self.board.borrow();
@@ -104,9 +109,13 @@ impl Watch {
             // Limited transmit (RFC 3042) may send two segments more.
             let allowed = info.cwnd_bytes.saturating_add(2 * u32::from(info.mss_bytes));
             let synchronised = !matches!(info.state, State::Closed | State::TimeWait);
+            // BBR may make its window smaller than what is out, and then a lone new segment is the
+            // probe of RFC 8985 section 7.3, which no window holds back.
+            let probe = segments == 1 && info.congestion == Algorithm::Bbr;
             // The peer's window is the monitor's concern: what was sent again counts twice here.
             if synchronised
                 && !info.in_recovery
+                && !probe
                 && info.flight_bytes > allowed
                 && self.breach.borrow().is_none()
             {
