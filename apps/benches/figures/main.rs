@@ -9,6 +9,7 @@ mod callgrind;
 mod cleanup;
 mod dpdk;
 mod figure;
+mod goodput;
 mod http;
 mod idle;
 mod memory;
@@ -114,6 +115,19 @@ const GROUPS: [Group; 14] = [
         urgent: false,
     },
     Group {
+        names: &["tcp.goodput.cubic.vs_linux"],
+        measure: goodput::cubic,
+        pinned: false,
+        urgent: false,
+    },
+    Group {
+        names: &["tcp.goodput.bbr.vs_linux"],
+        measure: goodput::bbr,
+        pinned: false,
+        urgent: false,
+    },
+    Group { names: &["tcp.goodput.cells"], measure: goodput::table, pinned: false, urgent: false },
+    Group {
         names: &["mem.idle_connection_bytes"],
         measure: idle::idle,
         pinned: true,
@@ -171,6 +185,11 @@ fn main() -> ExitCode {
             ["extbuf"] => dpdk::extbuf_role(),
             ["memif-server", socket] => dpdk::memif_server_role(socket),
             ["memif-client", socket] => dpdk::memif_client_role(socket),
+            ["relay", words] => goodput::relay_role(words),
+            ["goodput-send", address, controller] => goodput::send_role(address, controller),
+            ["goodput-receive", address, seconds] => {
+                goodput::receive_role(address, seconds.parse().unwrap_or(1))
+            }
             _ => Err("no such role".into()),
         };
         return match result {
