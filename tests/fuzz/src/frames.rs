@@ -5,14 +5,14 @@
 //! applications send by its place in the stream; so whatever order, overlap and damage an input makes
 //! of segments, what is read and what is sent can be checked byte by byte.
 
-use std::net::SocketAddrV4;
+use std::net::{Ipv6Addr, SocketAddr, SocketAddrV4};
 use std::task::{Context, Poll, Waker};
 
 use arbitrary::{Arbitrary, Unstructured};
 use millstream_buf::{Arena, ArenaConfig, HugePages};
 use millstream_core::{
-    ConnectError, Ipv4Config, JoinHandle, Limits, Shard, ShardConfig, TcpListener, TcpStream,
-    UdpSocket,
+    ConnectError, Ipv4Config, Ipv6Config, JoinHandle, Limits, Shard, ShardConfig, TcpListener,
+    TcpStream, UdpSocket,
 };
 use millstream_disk::{File, MemDisk};
 use millstream_link::mem::{MemConfig, MemLink, pair};
@@ -21,9 +21,13 @@ use millstream_wire::tcp::Flags;
 use millstream_wire::{icmpv4, ipv4, udp};
 
 use crate::input::{Near, Span, byte_at, bytes_at};
-use crate::peer::{FLOWS_MAX, Flow, Ipv4Packet, OURS, Peer, Segment, THEIRS, segment_bytes};
+use crate::peer::{
+    FLOWS_MAX, Flow, Ipv4Packet, OUR_MAC, OURS, OURS_V6, Peer, Segment, THEIRS, THEIRS_V6,
+    ipv6_packet, segment_bytes,
+};
 
 const ECHO_PORT: u16 = 80;
+const V6_PORT: u16 = 81;
 const UDP_PORT: u16 = 53;
 const PEER_PORT: u16 = 7;
 /// Turns in which the shard must have come to rest.
@@ -99,6 +103,32 @@ enum Op {
         options: [u8; 12],
         len: u8,
     },
+    /// Anything in an IPv6 packet, behind extension headers of which the types are right.
+    Ipv6 {
+        from: u8,
+        to: u8,
+        extensions: Vec<(u8, [u8; 7])>,
+        protocol: u8,
+        len: u8,
+    },
+    /// ICMPv6, neighbour discovery above all.
+    Icmpv6 {
+        from: u8,
+        to: u8,
+        kind: u8,
+        code: u8,
+        body: [u8; 44],
+        option: Option<[u8; 8]>,
+        hops: bool,
+    },
+    SegmentV6 {
+        from: u8,
+        port: u8,
+        seq: Near,
+        ack: Near,
+        flags: u8,
+        len: u8,
+    },
     Ethernet {
         ethertype: u16,
         len: u8,
@@ -140,6 +170,7 @@ struct World {
     peer: Peer,
     apps: Vec<App>,
     listener: Option<TcpListener>,
+    listener_v6: Option<TcpListener>,
     udp: Option<UdpSocket>,
     connecting: Vec<JoinHandle<Result<TcpStream, ConnectError>>>,
     file: File,
@@ -172,18 +203,22 @@ impl World {
         };
         let ipv4 = Ipv4Config { address: OURS, prefix_len: 24, gateway: None };
         let mut config = ShardConfig { limits, secret: [7; 48], ..ShardConfig::new(ipv4) };
+        let addresses = vec![(OURS_V6, 64)];
+        config.ipv6 = Some(Ipv6Config { addresses, slaac: true, ..Ipv6Config::default() });
         config.tcp.recv_buffer_bytes = u32::from(setup.recv_buffer).max(100);
         config.tcp.send_buffer_bytes = u32::from(setup.send_buffer).max(100);
         let disk = Box::new(MemDisk::copying(32).expect("memory"));
         let shard = Shard::new(config, ours, clock.clone(), arena, disk);
         let stack = shard.stack().clone();
         let listener = stack.listen(SocketAddrV4::new(OURS, ECHO_PORT), 4).expect("a free port");
+        let any = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), V6_PORT);
+        let listener_v6 = Some(stack.listen(any, 4).expect("a free port"));
         let udp = Some(stack.udp_bind(UDP_PORT).expect("a free port"));
         let file = File::in_memory(bytes_at(0, 40_000));
         let (apps, connecting) = (Vec::new(), Vec::new());
         let listener = Some(listener);
         let peer = Peer::new(theirs);
-        Self { clock, shard, peer, apps, listener, udp, connecting, file }
+        Self { clock, shard, peer, apps, listener, listener_v6, udp, connecting, file }
     }
 
     /// One connection that the peer opens, and one that the shard opens.
@@ -354,6 +389,7 @@ impl World {
                 };
                 self.peer.send_ipv4(&packet, None);
             }
+            Op::Ipv6 { .. } | Op::Icmpv6 { .. } | Op::SegmentV6 { .. } => self.ipv6(op),
             Op::Ethernet { ethertype, len } => {
                 let payload = bytes_at(u32::from(ethertype), usize::from(len));
                 self.peer.send_ethernet(ethertype, &payload);
@@ -490,6 +526,90 @@ impl World {
         self.peer.send_ipv4(&Ipv4Packet::new(ipv4::Protocol::ICMP, &bytes), None);
     }
 
+    fn ipv6(&mut self, op: Op) {
+        let (routers, nodes) = (Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1), [THEIRS_V6, OURS_V6]);
+        let source = |from: u8| match from % 8 {
+            0 => Ipv6Addr::UNSPECIFIED,
+            1 => nodes[1],
+            2 | 3 => routers,
+            4 => Ipv6Addr::new(0x2001, 0xdb8, 7, 0, 0, 0, 0, from.into()),
+            _ => nodes[0],
+        };
+        let target = |to: u8| match to % 8 {
+            0 => Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1),
+            1 => millstream_wire::ipv6::solicited_node(OURS_V6),
+            2 => Ipv6Addr::from_bits(u128::from(to)),
+            3 => millstream_wire::ipv6::link_local(millstream_wire::ipv6::interface_id(OUR_MAC)),
+            _ => OURS_V6,
+        };
+        let packet = match op {
+            Op::Ipv6 { from, to, extensions, protocol, len } => {
+                let payload = bytes_at(0, usize::from(len));
+                let kinds: Vec<u8> = extensions
+                    .iter()
+                    .take(10)
+                    .map(|(kind, _)| [0, 43, 44, 60][usize::from(*kind) % 4])
+                    .chain([protocol])
+                    .collect();
+                let mut bytes = Vec::new();
+                for ((_, rest), next) in extensions.iter().zip(kinds.iter().skip(1)) {
+                    bytes.push(*next);
+                    bytes.extend_from_slice(rest);
+                }
+                let sum_at = match protocol {
+                    6 => Some(16),
+                    17 => Some(6),
+                    58 => Some(2),
+                    _ => None,
+                };
+                let upper = (protocol, &payload[..], sum_at);
+                ipv6_packet((source(from), target(to)), kinds[0], &bytes, upper, 64)
+            }
+            Op::Icmpv6 { from, to, kind, code, body, option, hops } => {
+                // Mostly what is known.
+                let kind =
+                    [1, 2, 3, 4, 128, 129, 133, 134, 135, 136, 137, kind][usize::from(kind) % 12];
+                let mut payload = vec![kind, if code < 200 { 0 } else { code }, 0, 0];
+                let fixed = match kind {
+                    133 => 4,
+                    134 => 12,
+                    135 | 136 => 20,
+                    137 => 36,
+                    _ => body.len(),
+                };
+                payload.extend_from_slice(&body[..fixed]);
+                if matches!(kind, 135..=137) && code < 128 {
+                    payload[8..24].copy_from_slice(&target(to | 4).octets());
+                }
+                if let Some(mut option) = option {
+                    option[0] %= 6;
+                    option[1] = 1 + option[1] / 200;
+                    payload.extend_from_slice(&option);
+                }
+                let upper = (58, &payload[..], Some(2));
+                let hops = if hops { 255 } else { 64 };
+                ipv6_packet((source(from), target(to)), 58, &[], upper, hops)
+            }
+            Op::SegmentV6 { from, port, seq, ack, flags, len } => {
+                let payload = bytes_at(seq.0 as u32, usize::from(len));
+                let segment = Segment {
+                    seq: seq.0 as u32,
+                    ack: ack.0 as u32,
+                    flags: Flags::from_bits_retain(flags),
+                    window: 1000,
+                    urgent: 0,
+                    options: &[],
+                    payload: &payload,
+                };
+                let bytes = segment_bytes(u16::from(port) + 1, V6_PORT, THEIRS, &segment);
+                let upper = (6, &bytes[..], Some(16));
+                ipv6_packet((source(from), OURS_V6), 6, &[], upper, 64)
+            }
+            _ => return,
+        };
+        self.peer.send_ethernet(0x86dd, &packet);
+    }
+
     fn application(&mut self, op: Op) {
         // What has arrived is looked at before the application acts.
         self.turn();
@@ -577,6 +697,7 @@ pub fn run(input: &[u8]) {
     // Everything is let go, and the peer has gone away: nothing may stay.
     world.apps.clear();
     world.listener = None;
+    world.listener_v6 = None;
     world.udp = None;
     world.wait(END_US);
     world.connecting.clear();

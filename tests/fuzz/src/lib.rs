@@ -59,6 +59,13 @@ pub const TARGETS: &[Target] = &[
         searched: 20_000,
     },
     Target {
+        name: "ipv6",
+        about: "IPv6 with its extension headers, ICMPv6, neighbour discovery",
+        run: packets::ipv6,
+        len_max: 256,
+        searched: 20_000,
+    },
+    Target {
         name: "pair",
         about: "two ends of a connection, and a path that does as the input says",
         run: pair::run,

@@ -1,6 +1,6 @@
 //! The parsers of `millstream_wire`: whatever they accept, they must be able to say again.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::Ipv4Addr;
 
 use millstream_wire::tcp::{self, Flags, Header, Options, SackBlocks, SeqNumber};
 use millstream_wire::{arp, ethernet, icmpv4, icmpv6, ipv4, ipv6, ipv6_extension, ndp, udp};
@@ -63,6 +63,75 @@ pub fn packets(input: &[u8]) {
     udp_datagram(input);
 }
 
+/// An IPv6 packet with its extension headers, and the same bytes as an ICMPv6 message.
+pub fn ipv6(input: &[u8]) {
+    let mut packet = input.to_vec();
+    if let Some(first) = packet.first_mut() {
+        *first = 0x60 | *first & 0xf;
+    }
+    ipv6_packet(&packet);
+    icmpv6_message(input);
+}
+
+fn ipv6_packet(bytes: &[u8]) {
+    let Ok(head) = ipv6::Header::parse_head(bytes) else { return };
+    let mut again = [0; ipv6::HEADER_LEN];
+    head.emit(&mut again);
+    assert_eq!(again, bytes[..ipv6::HEADER_LEN]);
+    // As an ICMP error may quote it.
+    if let Some((_, at)) = ipv6_extension::find_upper(&head, bytes) {
+        assert!(at >= ipv6::HEADER_LEN);
+    }
+    let Ok(header) = ipv6::Header::parse(bytes) else { return };
+    assert!(header.packet_len() <= bytes.len());
+    assert_eq!(header.payload(bytes).len(), usize::from(header.payload_len));
+    let Ok(upper) = ipv6_extension::walk(&header, bytes) else { return };
+    let (offset, end) = (usize::from(upper.offset), header.packet_len());
+    assert!((ipv6::HEADER_LEN..=end).contains(&offset), "{upper:?}");
+    assert!(usize::from(upper.protocol_at) < offset);
+    if let Some(fragment) = upper.fragment {
+        let mut again = [0; 8];
+        fragment.emit(&mut again);
+        assert!(upper.fragment_header && fragment.offset % 8 == 0);
+        return;
+    }
+    match upper.protocol {
+        ipv4::Protocol::TCP => options(&bytes[offset..end]),
+        ipv4::Protocol::UDP => udp_datagram(&bytes[offset..end]),
+        ipv4::Protocol::ICMPV6 => icmpv6_message(&bytes[offset..end]),
+        _ => {}
+    }
+}
+
+fn icmpv6_message(bytes: &[u8]) {
+    let (src, dst) = ("2001:db8::1".parse().unwrap(), "2001:db8::2".parse().unwrap());
+    let mut message = bytes.to_vec();
+    if message.len() >= 4 {
+        message[2..4].fill(0);
+        let len = message.len() as u32;
+        let next = ipv4::Protocol::ICMPV6.0;
+        let mut sum = millstream_wire::checksum::Sum::ipv6_pseudo(src, dst, next, len);
+        sum.add_bytes(&message);
+        message[2..4].copy_from_slice(&sum.finish().to_be_bytes());
+    }
+    let Ok(parsed) = icmpv6::Message::parse(src, dst, &message) else { return };
+    let quote = parsed.quote();
+    match parsed {
+        icmpv6::Message::Ndp(ndp::Message::RouterAdvertisement(advertisement)) => {
+            assert!(advertisement.options.iter().count() <= bytes.len() / 8);
+            return;
+        }
+        icmpv6::Message::Other { .. } => return,
+        _ => {}
+    }
+    let mut again = vec![0; parsed.emitted_len()];
+    assert_eq!(parsed.emit(src, dst, &mut again), again.len());
+    match icmpv6::Message::parse(src, dst, &again) {
+        Ok(same) if quote.is_some() => assert_eq!(same.quote(), quote),
+        same => assert_eq!(same, Ok(parsed)),
+    }
+}
+
 fn arp_packet(bytes: &[u8]) {
     let Ok(repr) = arp::Repr::parse(bytes) else { return };
     let mut again = [0; arp::PACKET_LEN];
@@ -111,55 +180,7 @@ fn icmp_message(bytes: &[u8]) {
     }
 }
 
-fn ipv6_packet(bytes: &[u8]) {
-    let Ok(header) = ipv6::Header::parse(bytes) else { return };
-    assert_eq!(header.payload(bytes).len(), usize::from(header.payload_len));
-    let mut again = [0; ipv6::HEADER_LEN];
-    header.emit(&mut again);
-    assert_eq!(again, bytes[..ipv6::HEADER_LEN]);
-    let _ = ipv6_extension::find_upper(&header, bytes);
-    let Ok(upper) = ipv6_extension::walk(&header, bytes) else { return };
-    let payload = bytes.get(usize::from(upper.offset)..header.packet_len());
-    let payload = payload.expect("the upper layer starts in the packet");
-    assert!(upper.fragment.is_none() || upper.fragment_header);
-    match upper.protocol {
-        _ if upper.fragment.is_some() => {}
-        ipv4::Protocol::TCP => options(payload),
-        ipv4::Protocol::ICMPV6 => icmpv6_message(payload),
-        ipv4::Protocol::UDP => udp_datagram(payload),
-        _ => {}
-    }
-}
-
 /// As [`icmp_message`].
-fn icmpv6_message(bytes: &[u8]) {
-    let (src, dst) = (Ipv6Addr::LOCALHOST, Ipv6Addr::UNSPECIFIED);
-    let mut message = bytes.to_vec();
-    if let Some(field) = message.get_mut(2..4) {
-        field.fill(0);
-        let protocol = ipv4::Protocol::ICMPV6.0;
-        let mut sum =
-            millstream_wire::checksum::Sum::ipv6_pseudo(src, dst, protocol, message.len() as u32);
-        sum.add_bytes(&message);
-        let sum = sum.finish().to_be_bytes();
-        message[2..4].copy_from_slice(&sum);
-    }
-    let Ok(parsed) = icmpv6::Message::parse(src, dst, &message) else { return };
-    if let icmpv6::Message::Ndp(ndp::Message::RouterAdvertisement(ra)) = parsed {
-        assert!(ra.options.iter().count() <= message.len() / 8);
-    }
-    if matches!(parsed, icmpv6::Message::Other { .. }) {
-        return;
-    }
-    let mut again = vec![0; parsed.emitted_len()];
-    assert_eq!(parsed.emit(src, dst, &mut again), again.len());
-    match (icmpv6::Message::parse(src, dst, &again), parsed) {
-        // An error that quotes much is cut.
-        (Ok(same), _) if parsed.quote().is_some() => assert_eq!(same.quote(), parsed.quote()),
-        (same, parsed) => assert_eq!(same, Ok(parsed)),
-    }
-}
-
 fn udp_datagram(bytes: &[u8]) {
     let Ok(header) = udp::Header::parse(bytes) else { return };
     assert!(usize::from(header.len) <= bytes.len());

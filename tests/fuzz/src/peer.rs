@@ -1,13 +1,13 @@
 //! The other station on the link of a shard under test: makes frames of all kinds, right or wrong,
 //! and checks every frame that the shard sends.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use millstream_link::mem::MemLink;
 use millstream_link::{Link, RxBurst, TxFrame, TxOffload};
 use millstream_wire::checksum::Sum;
 use millstream_wire::tcp::{self, Flags, Header, SeqNumber, Timestamp};
-use millstream_wire::{arp, ethernet, icmpv4, ipv4, udp};
+use millstream_wire::{arp, ethernet, icmpv4, icmpv6, ipv4, ipv6, ipv6_extension, udp};
 
 use crate::input::{byte_at, bytes_at};
 
@@ -15,6 +15,10 @@ use crate::input::{byte_at, bytes_at};
 pub const OURS: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
 /// The peer's.
 pub const THEIRS: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
+
+/// Addresses of both in IPv6.
+pub const OURS_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2);
+pub const THEIRS_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
 
 pub const OUR_MAC: ethernet::Address = ethernet::Address([2, 0, 0, 0, 0, 2]);
 pub const THEIR_MAC: ethernet::Address = ethernet::Address([2, 0, 0, 0, 0, 1]);
@@ -102,6 +106,9 @@ impl Peer {
             let arp = arp::Repr::parse(packet).expect("an ARP packet");
             assert_eq!((arp.sender_mac, arp.sender_ip), (OUR_MAC, OURS));
             return;
+        }
+        if ethernet.ethertype == ethernet::EtherType::IPV6 {
+            return check_ipv6(packet);
         }
         assert_eq!(ethernet.ethertype, ethernet::EtherType::IPV4);
         let ip = ipv4::Header::parse(packet).expect("an IPv4 packet");
@@ -275,6 +282,61 @@ impl Peer {
         reply.emit(&mut bytes);
         self.send_ethernet(0x0806, &bytes);
     }
+}
+
+/// Checks an IPv6 packet that the shard has sent.
+fn check_ipv6(packet: &[u8]) {
+    let header = ipv6::Header::parse(packet).expect("an IPv6 packet");
+    let upper = ipv6_extension::walk(&header, packet).expect("headers that lead somewhere");
+    let bytes = &packet[usize::from(upper.offset)..header.packet_len()];
+    if upper.protocol == ipv4::Protocol::ICMPV6 {
+        match icmpv6::Message::parse(header.src, header.dst, bytes) {
+            // An error may be about headers that lead nowhere.
+            Ok(_) | Err(icmpv6::ParseError::BadQuote) => return,
+            Err(error) => panic!("{error}: {bytes:02x?}"),
+        }
+    }
+    let next = upper.protocol.0;
+    let mut sum = Sum::ipv6_pseudo(header.src, header.dst, next, bytes.len() as u32);
+    sum.add_bytes(bytes);
+    assert_eq!(sum.finish(), 0, "the checksum is wrong");
+}
+
+/// An IPv6 packet with extension headers as they are given, and, unless it is to be wrong, the right
+/// checksum in the upper layer's field at `sum_at`.
+pub fn ipv6_packet(
+    addresses: (Ipv6Addr, Ipv6Addr),
+    first: u8,
+    extensions: &[u8],
+    upper: (u8, &[u8], Option<usize>),
+    hop_limit: u8,
+) -> Vec<u8> {
+    let (protocol, payload, sum_at) = upper;
+    let (src, dst) = addresses;
+    let mut bytes = vec![0; ipv6::HEADER_LEN];
+    let header = ipv6::Header {
+        traffic_class: 0,
+        flow_label: 0,
+        payload_len: (extensions.len() + payload.len()) as u16,
+        next_header: ipv4::Protocol(first),
+        hop_limit,
+        src,
+        dst,
+    };
+    header.emit(&mut bytes);
+    bytes.extend_from_slice(extensions);
+    let start = bytes.len();
+    bytes.extend_from_slice(payload);
+    if let Some(at) = sum_at
+        && payload.len() >= at + 2
+    {
+        bytes[start + at..start + at + 2].fill(0);
+        let mut sum = Sum::ipv6_pseudo(src, dst, protocol, payload.len() as u32);
+        sum.add_bytes(&bytes[start..]);
+        let sum = sum.finish().to_be_bytes();
+        bytes[start + at..start + at + 2].copy_from_slice(&sum);
+    }
+    bytes
 }
 
 /// A packet to be sent.
