@@ -40,12 +40,16 @@ fn end(relay: Process, impairments: &[&str]) {
 }
 
 fn downloads_survive(impairments: &[&str], happened: &[&str]) {
+    downloads_survive_with(&[], impairments, happened);
+}
+
+fn downloads_survive_with(keys: &[&str], impairments: &[&str], happened: &[&str]) {
     let lab = Lab::new();
     let site = Site::new(&lab);
     let files = [("small", 100, 20), ("middle", 100_000, 5), ("large", 4 << 20, 1)]
         .map(|(name, len, times)| (name, site.fill(name, len), times));
     let (client, middle) = stations(&lab);
-    let server = Server::start(&middle, site.root(), "tap.toml", &[]);
+    let server = Server::start(&middle, site.root(), "tap.toml", keys);
     let relay = relay(&middle, impairments);
     for (name, bytes, times) in &files {
         for _ in 0..*times {
@@ -75,6 +79,29 @@ const EVERYTHING_HAPPENED: &[&str] = &["lost", "reordered", "duplicated", "corru
 #[test]
 fn downloads_survive_everything_together() {
     downloads_survive(&[&["--seed", "3"], EVERYTHING].concat(), EVERYTHING_HAPPENED);
+}
+
+/// A download over a longer path with a bottleneck, by each congestion controller.
+#[test]
+fn every_controller_keeps_the_bytes() {
+    for controller in ["cubic", "newreno", "dctcp", "bbr"] {
+        let keys = [format!("tcp.congestion=\"{controller}\"")];
+        let path = [
+            "--seed",
+            "5",
+            "--loss",
+            "0.005",
+            "--reorder",
+            "0.005",
+            "--delay-ms",
+            "5",
+            "--rate-mbit",
+            "50",
+            "--queue-bytes",
+            "60000",
+        ];
+        downloads_survive_with(&[&keys[0]], &path, &["lost", "reordered"]);
+    }
 }
 
 #[test]
