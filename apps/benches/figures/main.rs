@@ -64,7 +64,7 @@ struct Group {
     urgent: bool,
 }
 
-const GROUPS: [Group; 14] = [
+const GROUPS: [Group; 17] = [
     Group {
         names: &[
             "pingpong.mem.cycles",
