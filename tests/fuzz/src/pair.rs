@@ -83,6 +83,9 @@ impl End {
             nagle: setup.nagle[number],
             recv_buffer_bytes: u32::from(setup.recv_buffer[number]).max(1) * 8,
             send_buffer_bytes: u32::from(setup.send_buffer[number]).max(1) * 8,
+            // Half of them do not grow.
+            recv_buffer_max_bytes: u32::from(setup.mss[number] & 1) * 600_000,
+            send_buffer_max_bytes: u32::from(setup.mss[number] >> 1 & 1) * 600_000,
             recv_slices_max: u16::from(setup.slices_max[number]).max(8),
             reassembly_ranges_max: u16::from(setup.ranges_max[number] % 40).max(1),
             ..Config::default()
@@ -200,11 +203,14 @@ impl End {
 
     fn assert_bounded(&self) {
         let Some(tcb) = &self.tcb else { return };
-        let most = self.config.recv_buffer_bytes as usize;
+        // Buffers grow, and no further than is set.
+        let config = &self.config;
+        let most = config.recv_buffer_bytes.max(config.recv_buffer_max_bytes) as usize;
         assert!(tcb.readable_bytes() <= most, "{} readable", tcb.readable_bytes());
         let queued = tcb.unacked_bytes();
         let ended = tcb.state() == State::Closed;
-        assert!(ended || queued <= self.config.send_buffer_bytes as usize, "{queued} queued");
+        let most = config.send_buffer_bytes.max(config.send_buffer_max_bytes) as usize;
+        assert!(ended || queued <= most, "{queued} queued");
         let info = tcb.info();
         assert!(info.rto_us <= 120_000_000 && info.mss_bytes > 0 && info.cwnd_bytes < 1 << 31);
     }
