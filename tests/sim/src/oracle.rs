@@ -79,8 +79,8 @@ type Verdict = Result<(), (&'static str, String)>;
 /// Fails with the name of an oracle unless a condition holds.
 macro_rules! hold {
     ($condition:expr, $oracle:literal, $($what:tt)+) => {
-        if $condition {
-        } else {
+        let holds: bool = $condition;
+        if !holds {
             return Err(($oracle, format!($($what)+)));
         }
     };
