@@ -471,6 +471,21 @@ impl<'a> Run<'a> {
             .map(|stack| stack.tcp_stats())
             .map(|stats| stats.loss_probes + stats.window_probes)
             .sum();
+        // What a host had no memory for is lost as well.
+        let unkept: u64 = stacks
+            .iter()
+            .flatten()
+            .map(|stack| {
+                let tcp = stack.tcp_stats();
+                let rx = stack.rx_metrics();
+                let named = rx.iter().filter(|(name, _)| name.starts_with("drop_"));
+                named.map(|(_, count)| count).sum::<u64>()
+                    + tcp.receive_bound_drops
+                    + tcp.slab_full_drops
+                    + tcp.reneged_drops
+            })
+            .sum();
+        let lost = lost + unkept;
         let segment = u64::from(self.scenario.link.mtu);
         // A time-out without SACK sends all that is out again.
         let window = self.scenario.client.send_bytes.max(self.scenario.server.send_bytes);
