@@ -5,7 +5,7 @@
 //! is one segment, sent once, needs none either: its numbers are in the connection's own record.
 //! When the array of records is full, records merge: what is known gets coarser, nothing fails.
 
-use millstream_wire::tcp::SeqNumber;
+use millstream_wire::tcp::{SackBlocks, SeqNumber};
 
 use crate::rate::RateState;
 use crate::recovery::{Probe, Prr, Rack, Undo};
@@ -134,6 +134,12 @@ impl Records {
     }
 }
 
+/// Records of a flight that stand for a segment each; beyond them they get coarser.
+const COUNT_FINE: u32 = 4096;
+
+/// Segments that a record of a long flight stands for at most.
+const SEGMENTS_COARSE: u16 = 16;
+
 /// What a connection knows about its data in flight.
 #[derive(Debug)]
 pub(crate) struct Flight {
@@ -146,6 +152,10 @@ pub(crate) struct Flight {
     /// Where the last block of SACKs began, and where lost segments may wait.
     pub(crate) sack_hint: u32,
     pub(crate) lost_hint: u32,
+    /// The blocks of the last ACK: what they cover need not be looked at again.
+    pub(crate) seen: SackBlocks,
+    /// Records.
+    count: u32,
     /// Bytes and segments that the peer has beyond what it acknowledged cumulatively. Without SACK
     /// they are guessed from duplicate ACKs.
     pub(crate) sacked_bytes: u32,
@@ -181,6 +191,8 @@ impl Flight {
             order: 0,
             sack_hint: NIL,
             lost_hint: NIL,
+            seen: SackBlocks::EMPTY,
+            count: 0,
             sacked_bytes: 0,
             sacked_segments: 0,
             lost_bytes: 0,
@@ -231,6 +243,10 @@ impl Flight {
         now_us: u32,
         tx_flight: u32,
     ) {
+        if self.count >= COUNT_FINE && self.joins_tail(records, start, now_us) {
+            self.merge_into_tail(records, end, now_us);
+            return;
+        }
         let rate = &self.rate;
         let app_limited = rate.app_limited_until != 0;
         let record = Record {
@@ -257,10 +273,22 @@ impl Flight {
                     None => self.head = index,
                 }
                 self.tail = index;
+                self.count += 1;
                 self.append_timed(records, index);
             }
             None => self.merge_into_tail(records, end, now_us),
         }
+    }
+
+    /// Whether a long flight lets its last record stand for one segment more.
+    #[cold]
+    fn joins_tail(&self, records: &Records, start: SeqNumber, now_us: u32) -> bool {
+        records.get(self.tail).is_some_and(|tail| {
+            tail.end == start
+                && tail.segments < SEGMENTS_COARSE
+                && now_us.wrapping_sub(tail.sent_us) < 1_000
+                && !tail.is(Fate::SACKED | Fate::LOST | Fate::EVER_RESENT)
+        })
     }
 
     /// For want of a record the last one stands for more. If there is none at all, the numbers are
@@ -363,6 +391,7 @@ impl Flight {
             self.lost_hint = next;
         }
         records.remove(index);
+        self.count -= 1;
     }
 
     /// Cuts a record in two at `at`, which lies within it; `false` if there is no record for the
@@ -387,6 +416,7 @@ impl Flight {
             self.sacked_segments += more;
         }
         let Some(new) = records.insert(upper) else { return false };
+        self.count += 1;
         match records.get_mut(record.next) {
             Some(next) => next.prev = new,
             None => self.tail = new,

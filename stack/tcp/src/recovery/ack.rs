@@ -164,6 +164,14 @@ impl Tcb {
         self.control(env, before, &progress, rtt_us);
         self.rearm_after(env, acked, &progress);
         self.sync_flight(env);
+        if self.marks.contains(Marks::NEW_FIRST) && self.sendable() == 0 {
+            // Nothing new can be sent that would tell (RFC 5682 section 2.1, step 2): the usual way.
+            self.marks.remove(Marks::NEW_FIRST);
+            if let Some((flight, _)) = env.slices.flights.get_mut(self.flight) {
+                flight.undo.frto = false;
+            }
+            self.sync_flight(env);
+        }
     }
 
     /// The timestamp that the peer echoes, as this side's clock of timestamps gave it.
@@ -195,14 +203,37 @@ impl Tcb {
             }
         }
         let Some((flight, records)) = env.slices.flights.get_mut(self.flight) else { return };
-        for (start, end) in blocks {
+        let seen = flight.seen;
+        let mut now = SackBlocks::EMPTY;
+        let mut fresh = [(una, una); 4];
+        for ((start, end), fresh) in blocks.iter().zip(&mut fresh) {
             // What was never sent, or is acknowledged, was made up or is old.
             if start.ge(*end) || end.gt(max) || start.ge(max) || end.le(una) {
                 continue;
             }
-            let start = start.max(una);
-            flight.sack(records, start, *end, now_us, min_rtt_us, progress);
+            now.push(*start, *end);
+            let (mut start, mut end) = (start.max(una), *end);
+            for (low, high) in seen.as_slice() {
+                // Only whole segments were counted.
+                let (low, high) = (*low, *high - mss.min(high.bytes_since(*low)));
+                if low.le(start) && high.gt(start) {
+                    start = high.min(end);
+                }
+                let low = low + mss;
+                if low.lt(end) && high.ge(end) {
+                    end = low.max(start);
+                }
+            }
+            *fresh = (start, end);
         }
+        // One walk upwards.
+        fresh.sort_unstable_by_key(|(start, _)| start.bytes_since(una));
+        for (start, end) in fresh {
+            if start.lt(end) {
+                flight.sack(records, (start, end), mss, now_us, min_rtt_us, progress);
+            }
+        }
+        flight.seen = now;
     }
 
     fn take_dsack(

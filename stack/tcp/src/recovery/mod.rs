@@ -95,7 +95,10 @@ impl Tcb {
         }
         let flights = &mut env.slices.flights;
         self.flight = flights.open(self.snd_una);
-        let Some((flight, records)) = flights.get_mut(self.flight) else { return false };
+        let Some((flight, records)) = flights.get_mut(self.flight) else {
+            env.stats.flight_full += 1;
+            return false;
+        };
         let out = self.snd_nxt.bytes_since(self.snd_una);
         let since_us = if out == 0 { 0 } else { self.since_sent_us(env.now) };
         let sent_us = (env.now.as_micros() as u32).wrapping_sub(since_us);
@@ -371,6 +374,10 @@ impl Tcb {
         self.facts.remove(Facts::TIMING);
         self.marks.remove(Marks::NEW_FIRST);
         self.reo_persist = self.reo_persist.saturating_sub(u8::from(!repeated));
+        // For want of memory what is known may begin behind what is missing.
+        if self.flight != NIL && !self.head_is_known(env) {
+            self.close_flight(env);
+        }
         if !self.open_flight(env) {
             let now_us = env.now.as_micros();
             self.congestion.on_timeout(&mut self.window, flight_bytes, mss, !repeated, now_us);
@@ -453,6 +460,13 @@ impl Tcb {
         self.sync_flight(env);
     }
 
+    /// Whether the oldest number has a record.
+    pub(crate) fn head_is_known(&self, env: &Env<'_>) -> bool {
+        env.slices.flights.get(self.flight).is_some_and(|(flight, records)| {
+            records.get(flight.head).is_some_and(|head| head.start == self.snd_una)
+        })
+    }
+
     /// Sends a lost segment again; `false` if there turned out to be none.
     #[cold]
     pub(crate) fn resend_lost(&mut self, env: &mut Env<'_>, out: &mut Segment) -> bool {
@@ -464,13 +478,12 @@ impl Tcb {
             self.facts.remove(Facts::TX_LOST);
             return false;
         };
-        self.resend(env, out, index);
-        true
+        self.resend(env, out, index)
     }
 
-    /// Sends a record again, or as much of it as a segment holds.
-    pub(crate) fn resend(&mut self, env: &mut Env<'_>, out: &mut Segment, index: u32) {
-        let Some(record) = env.slices.flights.records.get(index).copied() else { return };
+    /// Sends a record again, or as much of it as a segment holds; `false` if there is none.
+    pub(crate) fn resend(&mut self, env: &mut Env<'_>, out: &mut Segment, index: u32) -> bool {
+        let Some(record) = env.slices.flights.records.get(index).copied() else { return false };
         let seq = record.start;
         self.fill(env, out, seq, Flags::ACK);
         let room = self.less_options(out, u32::from(self.mss));
@@ -508,6 +521,7 @@ impl Tcb {
         if first && !self.marks.contains(Marks::REO_TIMER) {
             self.arm_retransmit(env);
         }
+        true
     }
 
     /// A part of the oldest segment was sent again as a window probe: an ACK of it measures nothing.

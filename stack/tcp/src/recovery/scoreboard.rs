@@ -135,8 +135,8 @@ impl Flight {
     pub(crate) fn sack(
         &mut self,
         records: &mut Records,
-        start: SeqNumber,
-        end: SeqNumber,
+        (start, end): (SeqNumber, SeqNumber),
+        mss: u32,
         now_us: u32,
         min_rtt_us: u32,
         progress: &mut Progress,
@@ -158,17 +158,28 @@ impl Flight {
                 index = record.next;
                 continue;
             }
-            if record.start.lt(start) {
+            // Only whole segments count, or a peer could have records without end, and take them from
+            // all others, by acknowledging bytes.
+            let below = start.distance(record.start).max(0) as u32;
+            let low = below.next_multiple_of(mss);
+            let mut high = record.len();
+            if record.end.gt(end) {
+                high = end.bytes_since(record.start) / mss * mss;
+            }
+            if low >= high || (record.segments == 1 && high - low < record.len()) {
+                index = record.next;
+                continue;
+            }
+            if low != 0 {
                 // Without a record for the rest it stays unknown that the peer has it.
-                let split = self.split(records, index, start);
+                let split = self.split(records, index, record.start + low);
                 let Some(lower) = records.get(index) else { break };
                 index = lower.next;
                 if !split {
                     continue;
                 }
             }
-            let Some(&record) = records.get(index) else { break };
-            if record.end.gt(end) && !self.split(records, index, end) {
+            if high != record.len() && !self.split(records, index, record.start + high) {
                 break;
             }
             index = self.sack_record(records, index, fack, now_us, min_rtt_us, progress);
@@ -360,6 +371,7 @@ impl Flight {
     ) -> bool {
         let reneged = records.get(self.head).is_some_and(|head| head.is(Fate::SACKED));
         if reneged {
+            self.seen = Default::default();
             self.sacked_bytes = 0;
             self.sacked_segments = 0;
         }

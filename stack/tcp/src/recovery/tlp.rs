@@ -81,7 +81,7 @@ impl Tcb {
         if self.snd_una == self.snd_max || !self.state.transmits() {
             return false;
         }
-        if self.retries != 0 || !self.open_flight(env) {
+        if self.retries != 0 || !self.open_flight(env) || !self.head_is_known(env) {
             return self.transmit_first(env, out);
         }
         // New data is the better probe (RFC 8985 section 7.3), if the peer takes it.
@@ -92,7 +92,9 @@ impl Tcb {
         if resent {
             let Some((flight, _)) = env.slices.flights.get_mut(self.flight) else { return false };
             let last = flight.last_index();
-            self.resend_last(env, out, last);
+            if !self.resend_last(env, out, last) {
+                return self.transmit_first(env, out);
+            }
         } else {
             self.transmit_data(env, out, count);
         }
@@ -106,7 +108,7 @@ impl Tcb {
     }
 
     /// Sends the last segment again, and no more of the last record than that.
-    fn resend_last(&mut self, env: &mut Env<'_>, out: &mut Segment, mut index: u32) {
+    fn resend_last(&mut self, env: &mut Env<'_>, out: &mut Segment, mut index: u32) -> bool {
         let mss = u32::from(self.mss);
         if let Some((flight, records)) = env.slices.flights.get_mut(self.flight)
             && let Some(last) = flight.last(records).copied()
@@ -117,7 +119,7 @@ impl Tcb {
                 index = flight.last_index();
             }
         }
-        self.resend(env, out, index);
+        self.resend(env, out, index)
     }
 
     /// What an ACK up to `ack` tells about a probe (RFC 8985 section 7.4).
