@@ -13,6 +13,7 @@ mod goodput;
 mod http;
 mod idle;
 mod memory;
+mod scripts;
 mod sim;
 mod smol;
 mod world;
@@ -64,7 +65,7 @@ struct Group {
     urgent: bool,
 }
 
-const GROUPS: [Group; 17] = [
+const GROUPS: [Group; 18] = [
     Group {
         names: &[
             "pingpong.mem.cycles",
@@ -141,6 +142,12 @@ const GROUPS: [Group; 17] = [
     },
     Group { names: &["sim.seeds_ok"], measure: sim::seeds, pinned: false, urgent: false },
     Group { names: &["tcp.fairness.jain"], measure: sim::fairness, pinned: false, urgent: false },
+    Group {
+        names: &["packetdrill.kernel.pass"],
+        measure: scripts::kernel,
+        pinned: false,
+        urgent: false,
+    },
     Group { names: &["tcp.tail_loss.fct_ratio"], measure: sim::tail, pinned: false, urgent: false },
 ];
 

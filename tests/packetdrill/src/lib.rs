@@ -10,6 +10,7 @@
 //! | `world`, `link` | a shard, its wire, its clock |
 //! | `socket`, `calls`, `options`, `epoll`, `info`, `symbols`, `sysctl` | Linux's sockets over a world |
 //! | `player`, `player_calls`, `flow`, `packet` | playing a script |
+//! | `kernel` | the Linux kernel's own scripts |
 //! | `shell`, `assertion` | the commands and assertions that scripts hold, understood and never run |
 
 #![forbid(unsafe_code)]
@@ -20,6 +21,7 @@ pub mod cursor;
 mod epoll;
 mod flow;
 pub mod info;
+pub mod kernel;
 mod link;
 pub mod options;
 pub mod packet;

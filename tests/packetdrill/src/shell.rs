@@ -30,13 +30,18 @@ fn strip(command: &str) -> String {
         match c {
             '"' => quoted = !quoted,
             '#' if !quoted && (words.is_empty() || words.ends_with(' ')) => break,
-            '>' if !quoted => break,
+            '>' if !quoted => {
+                // `2>` is about another output.
+                if words.ends_with(" 2") {
+                    words.pop();
+                }
+                break;
+            }
             _ => {}
         }
         words.push(c);
     }
-    let words = words.trim_end_matches([' ', '2']).trim().to_owned();
-    expand(&words)
+    expand(words.trim())
 }
 
 /// `$((a*b))` is done.
@@ -156,10 +161,12 @@ mod tests {
         let folder = Path::new(".");
         let text = "sysctl -q net.ipv4.tcp_rmem=\"4096 540000 $((15*1024*1024))\" # remark\n\
                     ./set_sysctls.py /proc/sys/net/ipv4/tcp_timestamps=0 \\\n \
-                    /proc/sys/net/ipv4/tcp_sack=0 > /dev/null 2>&1; true";
+                    /proc/sys/net/ipv4/tcp_sack=0 > /dev/null 2>&1; true
+                    sysctl -q net.ipv4.tcp_syn_retries=2 2>/dev/null";
         run(&mut sockets, text, folder).unwrap();
         let config = sockets.settings().sysctls.tcp_config();
         assert!(!config.timestamps && !config.sack);
+        assert_eq!(config.syn_retries, 2);
         assert_eq!(sockets.settings().sysctls.number("tcp_rmem", 2), 15 << 20);
         assert!(run(&mut sockets, "rm -rf /", folder).unwrap_err().contains("unknown command"));
         assert!(run(&mut sockets, "sysctl -q net.ipv4.tcp_wrong=1", folder).is_err());

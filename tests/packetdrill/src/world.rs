@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::rc::Rc;
 
 use millstream_buf::{Arena, ArenaConfig, HugePages};
-use millstream_core::{Ipv4Config, Limits, Shard, ShardConfig, Stack};
+use millstream_core::{Ipv4Config, Limits, Shard, ShardConfig, Stack, SynCookiePolicy};
 use millstream_disk::MemDisk;
 use millstream_timer::{Clock, Instant, VirtualClock};
 
@@ -71,6 +71,11 @@ impl World {
             limits,
             secret: [7; 48],
             tcp: settings.sysctls.tcp_config(),
+            syn_cookies: match settings.sysctls.number("tcp_syncookies", 0) {
+                0 => SynCookiePolicy::Off,
+                1 => SynCookiePolicy::Auto,
+                _ => SynCookiePolicy::Always,
+            },
             ..ShardConfig::new(ipv4)
         };
         let shard = Shard::new(config, link, clock.clone(), arena, Box::new(disk));

@@ -3,26 +3,13 @@
 
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
-use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use millstream_packetdrill::player::play_file;
-use serde::Deserialize;
+use millstream_packetdrill::kernel::{self, Expectations, play};
 
 /// Set where the kernel's scripts must be there.
 const REQUIRED: &str = "MILLSTREAM_REQUIRE_KERNEL_SCRIPTS";
-
-/// `EXPECT.toml`.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Expectations {
-    /// Those of the kernel's scripts that need nothing but what this world has.
-    portable: Vec<String>,
-    /// Those of them that do not pass, and why.
-    fails: BTreeMap<String, String>,
-}
 
 #[derive(Default)]
 struct Tally {
@@ -49,9 +36,8 @@ fn main() -> ExitCode {
             }
         }
     }
-    let kernel = here.join("../../target/kernel-scripts");
-    if kernel.join(".complete").exists() {
-        kernel_scripts(here, &kernel, &chosen, &mut tally);
+    if let Some(folder) = kernel::folder() {
+        kernel_scripts(&folder, &chosen, &mut tally);
     } else if std::env::var_os(REQUIRED).is_some() {
         tally.failed += 1;
         println!("FAILED  the kernel's scripts are required; tools/kernel-scripts gets them");
@@ -65,9 +51,8 @@ fn main() -> ExitCode {
 }
 
 /// Plays the kernel's portable scripts, and compares with what is expected of them.
-fn kernel_scripts(here: &Path, folder: &Path, chosen: &dyn Fn(&str) -> bool, tally: &mut Tally) {
-    let text = std::fs::read_to_string(here.join("EXPECT.toml")).expect("EXPECT.toml");
-    let expected: Expectations = toml::from_str(&text).expect("EXPECT.toml");
+fn kernel_scripts(folder: &Path, chosen: &dyn Fn(&str) -> bool, tally: &mut Tally) {
+    let expected = Expectations::read().expect("EXPECT.toml");
     for name in expected.fails.keys().filter(|name| !expected.portable.contains(name)) {
         tally.failed += 1;
         println!("FAILED  EXPECT.toml: {name} is not one of the portable scripts");
@@ -93,14 +78,6 @@ fn kernel_scripts(here: &Path, folder: &Path, chosen: &dyn Fn(&str) -> bool, tal
         }
     }
     println!("packetdrill: {passed} of {played} kernel scripts pass");
-}
-
-/// Plays a script; a panic is its failure alone.
-fn play(path: &Path) -> Result<(), String> {
-    match catch_unwind(|| play_file(path)) {
-        Ok(outcome) => outcome.map_err(|failure| failure.to_string()),
-        Err(_) => Err("panicked".into()),
-    }
 }
 
 fn scripts_in(folder: &Path) -> Vec<PathBuf> {
