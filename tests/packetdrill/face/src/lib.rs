@@ -10,7 +10,7 @@
 //! passes when packetdrill sleeps, or waits for a packet.
 //!
 //! packetdrill calls from two threads: its main one, and one for calls that a script expects to
-//! block. The stack is not made for threads, so it lives on one of its own ([`server`]) and takes
+//! block. The stack is not made for threads, so it lives on one of its own (`server`) and takes
 //! requests; whoever asks sleeps until the answer is there, which is also how packetdrill sees that
 //! a call blocks. This file translates between C and requests, and is the only one with `unsafe`.
 
