@@ -227,7 +227,7 @@ impl State {
         let learned = usable && self.neighbors.learn(ip.into(), mac.0, evidence, self.now);
         if learned {
             self.rearm_link_timer();
-            self.neighbor_changed();
+            self.neighbor_changed(ip.into());
         }
         learned
     }

@@ -43,6 +43,7 @@ mod stream;
 mod syn_cookie;
 mod time_wait;
 mod udp;
+mod waiting;
 
 pub use config::{Ipv4Config, Ipv6Config, Limits, ShardConfig, SynCookiePolicy, random_secret};
 pub use control::SendFlags;

@@ -7,6 +7,10 @@ use millstream_timer::Instant;
 
 /// Neighbours remembered at most; see [`Neighbors::add`] for who gives way.
 const NEIGHBORS_MAX: usize = 256;
+/// Neighbours at most that are being asked for an address that is not known. They never make way:
+/// whoever is forgotten would be asked again at once (RFC 1122 2.3.2.1, RFC 4861 7.2.2: at most once a
+/// second). The others keep their half of the table whatever is being scanned (RFC 6583).
+const INCOMPLETE_MAX: usize = NEIGHBORS_MAX / 2;
 /// How long an answer proves that a neighbour is there (RFC 4861 section 10; Linux's for ARP).
 const REACHABLE_NANOS: u64 = 30_000_000_000;
 /// Time from the first use of a stale address to the first question about it.
@@ -55,6 +59,8 @@ pub(crate) enum Lookup {
     Wait,
     /// It did not answer.
     Unreachable,
+    /// Not asked: too many others are being asked for theirs.
+    Full,
 }
 
 /// What is known of an address by whom it came from.
@@ -88,7 +94,7 @@ pub(crate) struct Neighbors {
 impl Default for Neighbors {
     fn default() -> Self {
         Self {
-            entries: Vec::new(),
+            entries: Vec::with_capacity(NEIGHBORS_MAX),
             reachable_nanos: REACHABLE_NANOS,
             retransmit_nanos: RETRANSMIT_NANOS,
         }
@@ -111,8 +117,9 @@ impl Neighbors {
         let retransmit = now.plus_nanos(self.retransmit_nanos);
         let incomplete = Status::Incomplete { solicits: 1 };
         let Some(entry) = self.entries.iter_mut().find(|entry| entry.ip == ip) else {
-            self.add(Entry { ip, status: incomplete, due: retransmit });
-            return Lookup::Ask;
+            let added =
+                self.may_ask() && self.add(Entry { ip, status: incomplete, due: retransmit });
+            return if added { Lookup::Ask } else { Lookup::Full };
         };
         let is_due = entry.due <= now;
         match entry.status {
@@ -130,10 +137,26 @@ impl Neighbors {
             Status::Incomplete { .. } => Lookup::Wait,
             Status::Failed if !is_due => Lookup::Unreachable,
             Status::Failed => {
-                (entry.status, entry.due) = (incomplete, retransmit);
-                Lookup::Ask
+                // Starts anew, if it may be asked.
+                self.entries.retain(|entry| entry.ip != ip);
+                self.lookup(ip, now)
             }
         }
+    }
+
+    /// Whether one more neighbour may be asked for its address.
+    fn may_ask(&self) -> bool {
+        self.entries.iter().filter(|entry| is_incomplete(entry.status)).count() < INCOMPLETE_MAX
+    }
+
+    /// The address of `ip`, if it is known. Changes nothing: nothing is sent to it.
+    pub fn known(&self, ip: IpAddr) -> Option<[u8; 6]> {
+        self.entries.iter().find(|entry| entry.ip == ip).and_then(|entry| mac_of(entry.status))
+    }
+
+    /// Whether `ip` is being asked for its address.
+    pub fn is_asked(&self, ip: IpAddr) -> bool {
+        self.entries.iter().any(|entry| entry.ip == ip && is_incomplete(entry.status))
     }
 
     /// The next question that is due. Call it until it returns nothing, when the time of
@@ -191,18 +214,10 @@ impl Neighbors {
         let reachable = (Status::Reachable(mac), now.plus_nanos(self.reachable_nanos));
         let stale = (Status::Stale(mac), Instant::FAR_FUTURE);
         let Some(entry) = self.entries.iter_mut().find(|entry| entry.ip == ip) else {
-            if evidence == Evidence::AskedUs {
-                self.add(Entry { ip, status: stale.0, due: stale.1 });
-            }
-            return evidence == Evidence::AskedUs;
+            return evidence == Evidence::AskedUs
+                && self.add(Entry { ip, status: stale.0, due: stale.1 });
         };
-        let known = match entry.status {
-            Status::Reachable(known)
-            | Status::Stale(known)
-            | Status::Delay(known)
-            | Status::Probe { mac: known, .. } => Some(known),
-            Status::Incomplete { .. } | Status::Failed => None,
-        };
+        let known = mac_of(entry.status);
         let (status, due) = match (evidence, known) {
             (Evidence::Answer, _) => reachable,
             // RFC 4861 section 7.2.5 (I): it makes a doubt, no more.
@@ -223,35 +238,46 @@ impl Neighbors {
     pub fn confirm(&mut self, ip: IpAddr, now: Instant) {
         let due = now.plus_nanos(self.reachable_nanos);
         if let Some(entry) = self.entries.iter_mut().find(|entry| entry.ip == ip) {
-            match entry.status {
-                Status::Reachable(mac)
-                | Status::Stale(mac)
-                | Status::Delay(mac)
-                | Status::Probe { mac, .. } => {
-                    (entry.status, entry.due) = (Status::Reachable(mac), due);
-                }
-                Status::Incomplete { .. } | Status::Failed => {}
+            if let Some(mac) = mac_of(entry.status) {
+                (entry.status, entry.due) = (Status::Reachable(mac), due);
             }
         }
     }
 
     /// Whoever nobody uses gives way first, so that a scan of a large network (RFC 6583) does not
-    /// push out the neighbours that are in use before all others.
-    fn add(&mut self, entry: Entry) {
+    /// push out the neighbours that are in use before all others. `false`: none could.
+    fn add(&mut self, entry: Entry) -> bool {
         if self.entries.len() == NEIGHBORS_MAX {
             let rank = |status: Status| match status {
                 Status::Failed => 0,
                 Status::Stale(_) => 1,
-                Status::Incomplete { .. } => 2,
-                Status::Delay(_) | Status::Probe { .. } | Status::Reachable(_) => 3,
+                Status::Delay(_) | Status::Probe { .. } | Status::Reachable(_) => 2,
+                Status::Incomplete { .. } => 3,
             };
             // The first of the lowest: entries stand in order of age.
             let goes = self.entries.iter().enumerate().min_by_key(|(_, e)| rank(e.status));
-            if let Some((at, _)) = goes {
-                self.entries.remove(at);
+            match goes {
+                Some((at, goes)) if !is_incomplete(goes.status) => drop(self.entries.remove(at)),
+                _ => return false,
             }
         }
         self.entries.push(entry);
+        true
+    }
+}
+
+fn is_incomplete(status: Status) -> bool {
+    matches!(status, Status::Incomplete { .. })
+}
+
+/// The address that a state knows.
+fn mac_of(status: Status) -> Option<[u8; 6]> {
+    match status {
+        Status::Reachable(mac)
+        | Status::Stale(mac)
+        | Status::Delay(mac)
+        | Status::Probe { mac, .. } => Some(mac),
+        Status::Incomplete { .. } | Status::Failed => None,
     }
 }
 
@@ -361,6 +387,25 @@ mod tests {
         }
         assert_eq!(cache.entries.len(), NEIGHBORS_MAX);
         assert_eq!(cache.lookup(IP, at(0)), Lookup::Known(MAC));
+    }
+
+    #[test]
+    fn a_scan_asks_nobody_twice_and_leaves_room_for_others() {
+        let mut cache = Neighbors::default();
+        let ip = |n: u32| IpAddr::from(Ipv4Addr::from_bits(n));
+        let mut asked = 0;
+        for _ in 0..3 {
+            for n in 0..400 {
+                asked += usize::from(cache.lookup(ip(n), at(0)) == Lookup::Ask);
+            }
+        }
+        assert_eq!(asked, INCOMPLETE_MAX, "no one is forgotten to be asked again");
+        assert_eq!(cache.lookup(ip(399), at(0)), Lookup::Full);
+        for n in 1000..2000 {
+            assert!(cache.learn(ip(n), MAC, Evidence::AskedUs, at(0)), "who asks us has room");
+        }
+        assert_eq!(cache.lookup(ip(0), at(0)), Lookup::Wait, "still being asked");
+        assert_eq!(cache.known(ip(1999)), Some(MAC));
     }
 
     #[test]

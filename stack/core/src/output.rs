@@ -19,7 +19,7 @@ use crate::neighbor::{Lookup, Solicit};
 use crate::output6;
 use crate::state::{State, TOKEN_LINK, env};
 
-/// Packets other than TCP's that wait at most.
+/// Packets other than TCP's that wait for room on the link at most.
 pub(crate) const RAW_MAX: usize = 512;
 
 /// Segments that one connection sends before others get a turn.
@@ -156,8 +156,24 @@ impl State {
 
     // ---- Packets that are not a connection's -----------------------------------------------
 
-    /// Queues a packet; counts it if there is no room.
-    pub fn send_raw(&mut self, mut frame: RawFrame) {
+    /// Sends a packet, at once or when its neighbour's address is known; counts it if there is no
+    /// room.
+    pub fn send_raw(&mut self, frame: RawFrame) {
+        let Via::Neighbor(ip) = frame.via else { return self.queue_raw(frame) };
+        match self.resolve(ip) {
+            Lookup::Known(mac) => self.queue_raw(RawFrame { via: Via::Station(mac), ..frame }),
+            Lookup::Ask | Lookup::Wait => {
+                let until = frame.until;
+                let gone = self.waiting.push(ip, frame, until);
+                self.metrics.drop_other_out += u64::from(gone.is_some());
+                self.rearm_link_timer();
+            }
+            Lookup::Unreachable | Lookup::Full => self.metrics.drop_other_out += 1,
+        }
+    }
+
+    /// Queues a packet whose station is known.
+    fn queue_raw(&mut self, mut frame: RawFrame) {
         if self.raw.len() < RAW_MAX {
             if let Some(vlan) = self.station.vlan {
                 let len = frame.header.len();
@@ -192,19 +208,6 @@ impl State {
     fn transmit_raw<L: Link>(&mut self, link: &mut L) {
         for _ in 0..self.raw.len() {
             let Some(mut frame) = self.raw.pop_front() else { break };
-            if let Via::Neighbor(ip) = frame.via {
-                match self.resolve(ip) {
-                    Some(Ok(mac)) => frame.via = Via::Station(mac),
-                    None if self.now < frame.until => {
-                        self.raw.push_back(frame);
-                        continue;
-                    }
-                    _ => {
-                        self.metrics.drop_other_out += 1;
-                        continue;
-                    }
-                }
-            }
             let Via::Station(mac) = frame.via else { continue };
             frame.header[..6].copy_from_slice(&mac);
             let payload = frame.payload.as_slice();
@@ -247,19 +250,15 @@ impl State {
 
     // ---- Link addresses --------------------------------------------------------------------
 
-    /// The link address of a neighbour. `None`: it has been asked; an error: it does not answer.
-    pub fn resolve(&mut self, ip: IpAddr) -> Option<Result<[u8; 6], ()>> {
-        match self.neighbors.lookup(ip, self.now) {
-            Lookup::Known(mac) => {
-                self.rearm_link_timer();
-                return Some(Ok(mac));
-            }
-            Lookup::Unreachable => return Some(Err(())),
-            Lookup::Ask => self.solicit(Solicit { ip, station: None }),
-            Lookup::Wait => {}
+    /// Looks up the link address of a neighbour that is about to be sent to, and asks for it if that
+    /// is due.
+    pub fn resolve(&mut self, ip: IpAddr) -> Lookup {
+        let found = self.neighbors.lookup(ip, self.now);
+        if found == Lookup::Ask {
+            self.solicit(Solicit { ip, station: None });
         }
         self.rearm_link_timer();
-        None
+        found
     }
 
     /// Sees to it that what is due for neighbours, addresses and fragments is done.
@@ -268,6 +267,7 @@ impl State {
         let at = self
             .neighbors
             .next_deadline()
+            .min(self.waiting.next_deadline())
             .min(self.reassembly.next_deadline())
             .min(host.map_or(Instant::FAR_FUTURE, Host::next_deadline));
         if at < self.link_timer_at {
@@ -297,22 +297,22 @@ impl State {
         };
         let found = match next_hop {
             Some(next_hop) => self.resolve(next_hop),
-            None => Some(Err(())),
+            None => Lookup::Unreachable,
         };
         let Some(conn) = self.conns.get_mut(number) else { return };
         match found {
-            None if waits => {}
-            None => {
+            Lookup::Ask | Lookup::Wait | Lookup::Full if waits => {}
+            Lookup::Ask | Lookup::Wait | Lookup::Full => {
                 conn.facts.insert(Facts::AWAITS_NEIGHBOR);
-                self.awaiting_neighbor.push(id);
+                self.await_neighbor(id);
             }
-            Some(Ok(mac)) => {
+            Lookup::Known(mac) => {
                 conn.facts.remove(Facts::AWAITS_NEIGHBOR);
                 conn.facts.insert(Facts::HAS_MAC);
                 conn.peer_mac = mac;
                 self.schedule_output(number);
             }
-            Some(Err(())) => {
+            Lookup::Unreachable => {
                 conn.facts.remove(Facts::AWAITS_NEIGHBOR);
                 conn.tcb.abort(&mut env!(self));
                 self.wake_both(number);
@@ -321,12 +321,52 @@ impl State {
         }
     }
 
-    /// Tries again for all that wait for a neighbour's address.
-    pub fn neighbor_changed(&mut self) {
-        for id in std::mem::take(&mut self.awaiting_neighbor) {
+    /// Puts a connection on the list of those that wait for a neighbour; its length is bounded by
+    /// dropping the names of those that have ended.
+    fn await_neighbor(&mut self, id: ConnId) {
+        if self.awaiting_neighbor.len() == self.awaiting_neighbor.capacity() {
+            let conns = &self.conns;
+            self.awaiting_neighbor.retain(|&id| conns.named(id).is_some());
+        }
+        self.awaiting_neighbor.push(id);
+    }
+
+    /// A neighbour told its address: sends what waits for it.
+    pub fn neighbor_changed(&mut self, ip: IpAddr) {
+        if let Some(mac) = self.neighbors.known(ip) {
+            while let Some(frame) = self.waiting.pop(ip) {
+                self.queue_raw(RawFrame { via: Via::Station(mac), ..frame });
+            }
+        }
+        self.retry_conns();
+    }
+
+    /// Tries again for all connections that wait for a neighbour's address.
+    fn retry_conns(&mut self) {
+        // Nothing joins the list meanwhile, and its memory stays.
+        let mut waiting = std::mem::take(&mut self.awaiting_neighbor);
+        for id in waiting.drain(..) {
             if let Some(conn) = self.conns.named_mut(id) {
                 conn.facts.remove(Facts::AWAITS_NEIGHBOR);
                 self.schedule_output(id.number);
+            }
+        }
+        self.awaiting_neighbor = waiting;
+    }
+
+    /// Drops packets that have waited too long, and those whose neighbour has been given up.
+    fn expire_waiting(&mut self) {
+        while self.waiting.expire(self.now).is_some() {
+            self.metrics.drop_other_out += 1;
+        }
+        let mut at = 0;
+        while let Some(ip) = self.waiting.neighbor_of(at) {
+            if self.neighbors.is_asked(ip) {
+                at += 1;
+                continue;
+            }
+            while self.waiting.pop(ip).is_some() {
+                self.metrics.drop_other_out += 1;
             }
         }
     }
@@ -339,8 +379,9 @@ impl State {
         }
         self.poll_host();
         self.expire_fragments();
+        self.expire_waiting();
         self.rearm_link_timer();
-        self.neighbor_changed();
+        self.retry_conns();
     }
 }
 

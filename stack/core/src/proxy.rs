@@ -85,7 +85,7 @@ impl State {
             && self.neighbors.learn(arp.sender_ip.into(), arp.sender_mac.0, evidence, self.now);
         if learned {
             self.rearm_link_timer();
-            self.neighbor_changed();
+            self.neighbor_changed(arp.sender_ip.into());
         }
         if asked_us {
             let reply = arp::Repr {

@@ -26,6 +26,7 @@ use crate::reassembly::Reassembly;
 use crate::splice::Splices;
 use crate::time_wait::TimeWaits;
 use crate::udp::UdpPort;
+use crate::waiting::Waiting;
 
 /// What a wheel entry is for: two bits of the token, the rest is a number.
 pub(crate) const TOKEN_KIND: u32 = 3 << 30;
@@ -99,6 +100,8 @@ pub(crate) struct State {
     pub syn_cookies: SynCookiePolicy,
     /// Packets other than TCP's that want to be sent.
     pub raw: VecDeque<RawFrame>,
+    /// Those of them that wait for a neighbour's address.
+    pub waiting: Waiting,
 
     pub wheel: TimerWheel,
     pub sleepers: Vec<Option<Sleeper>>,
@@ -190,11 +193,12 @@ impl State {
             proxy: Channel::default(),
             ready: VecDeque::with_capacity(limits.channel_packets.min(limits.connections) + 64),
             output: VecDeque::with_capacity(limits.connections),
-            awaiting_neighbor: Vec::new(),
+            awaiting_neighbor: Vec::with_capacity(limits.connections),
             time_waits: TimeWaits::new(hasher, limits.time_wait),
             cookies: SynCookies::new(isn_key),
             syn_cookies,
             raw: VecDeque::with_capacity(crate::output::RAW_MAX),
+            waiting: Waiting::new(),
             wheel: TimerWheel::with_capacity(timers, now),
             sleepers: Vec::new(),
             free_sleepers: Vec::new(),
