@@ -160,6 +160,10 @@ pub(crate) struct ConnId {
 pub(crate) struct Conns {
     slots: Vec<Option<Conn>>,
     free: Vec<u32>,
+    /// Numbers of connections that ended on the list of those that want to send and still stand
+    /// there, a bit each: whoever gets such a number has its place on the list, so that no number
+    /// ever stands there twice.
+    in_output: Box<[u64]>,
     max: usize,
     generation: u32,
 }
@@ -168,7 +172,8 @@ impl Conns {
     pub fn new(max: usize) -> Self {
         let slots = Vec::with_capacity(max);
         advise_huge_pages(&slots);
-        Self { slots, free: Vec::with_capacity(max), max, generation: 0 }
+        let in_output = vec![0; max.div_ceil(64)].into_boxed_slice();
+        Self { slots, free: Vec::with_capacity(max), in_output, max, generation: 0 }
     }
 
     pub fn len(&self) -> usize {
@@ -221,10 +226,12 @@ impl Conns {
         };
         self.generation = self.generation.wrapping_add(1);
         let generation = self.generation;
+        let in_output = self.leave_output(number);
+        let facts = if in_output { Facts::IN_OUTPUT } else { Facts::empty() };
         self.slots[number as usize] = Some(Conn {
             key,
             peer_mac: [0; 6],
-            facts: Facts::empty(),
+            facts,
             generation,
             channel: Channel::default(),
             listener: NONE,
@@ -241,11 +248,27 @@ impl Conns {
     pub fn remove(&mut self, number: u32) -> Option<Conn> {
         let conn = self.slots.get_mut(number as usize)?.take()?;
         self.free.push(number);
+        if conn.facts.contains(Facts::IN_OUTPUT)
+            && let Some(word) = self.in_output.get_mut(number as usize / 64)
+        {
+            *word |= 1 << (number % 64);
+        }
         Some(conn)
+    }
+
+    /// The place of a number on the list of those that want to send is taken over or given up.
+    /// Returns whether it had one without a connection.
+    pub fn leave_output(&mut self, number: u32) -> bool {
+        let bit = 1 << (number % 64);
+        let Some(word) = self.in_output.get_mut(number as usize / 64) else { return false };
+        let had = *word & bit != 0;
+        *word &= !bit;
+        had
     }
 
     /// Bytes that a connection takes here.
     pub const fn bytes_each() -> usize {
+        // The bit in `in_output` is less than one.
         size_of::<Option<Conn>>() + size_of::<u32>()
     }
 

@@ -222,7 +222,7 @@ impl State {
             conn.listener = number;
             // The answer goes to the station that asked, so serving needs no ARP.
             conn.peer_mac = mac;
-            conn.facts = Facts::HAS_MAC | Facts::HALF_OPEN;
+            conn.facts.insert(Facts::HAS_MAC | Facts::HALF_OPEN);
         }
         if let Some(listener) = self.listener_mut(number) {
             listener.half_open += 1;

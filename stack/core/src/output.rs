@@ -93,7 +93,10 @@ impl State {
     /// that the shard's address stays in a register.
     #[inline(never)]
     fn transmit_segment<L: Link>(&mut self, link: &mut L, number: u32) -> Next {
-        let Some(conn) = self.conns.get_mut(number) else { return Next::Done };
+        let Some(conn) = self.conns.get_mut(number) else {
+            self.conns.leave_output(number);
+            return Next::Done;
+        };
         if !conn.facts.contains(Facts::HAS_MAC) {
             conn.facts.remove(Facts::IN_OUTPUT);
             self.resolve_conn(number);

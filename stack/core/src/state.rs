@@ -508,7 +508,8 @@ impl State {
         let dropped = self.channels.clear(&mut conn.channel);
         self.rx.drop_socket_closed += dropped;
         conn.tcb.release(&mut self.slices);
-        // `ready` and `output` may still name the number; a new owner is served once for nothing.
+        // `ready` may still name the number, and `output` too (see `Conns::in_output`); a new owner is
+        // served once for nothing.
     }
 
     /// The application lets go of a connection: an orderly close, or a reset if it leaves data
@@ -552,3 +553,57 @@ impl State {
 
 /// Keeps the compiler from growing `Env` unnoticed on the hot path.
 const _: () = assert!(size_of::<Env<'_>>() <= 32);
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+    use crate::config::Ipv4Config;
+    use millstream_buf::{ArenaConfig, HugePages};
+    use millstream_disk::MemDisk;
+    use millstream_link::Link;
+    use millstream_link::mem::{MemConfig, pair};
+    use millstream_tcp::Tcb;
+
+    const OURS: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
+    const THEIRS: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
+
+    fn state(connections: usize) -> State {
+        let (link, _) = pair(MemConfig::default()).unwrap();
+        let ipv4 = Ipv4Config { address: OURS, prefix_len: 24, gateway: None };
+        let limits = Limits { connections, ..Limits::default() };
+        let config = ShardConfig { limits, ..ShardConfig::new(ipv4) };
+        let arena = ArenaConfig { frames: 8, blocks: 2, huge_pages: HugePages::Never };
+        let disk = Box::new(MemDisk::copying(1).unwrap());
+        let arena = Arena::new(&arena).unwrap();
+        State::new(config, link.capabilities().clone(), arena, disk, Instant::ZERO)
+    }
+
+    /// While the link takes nothing, nobody comes off the list of those that want to send.
+    #[test]
+    fn a_number_stands_once_among_those_that_want_to_send() {
+        let mut state = state(4);
+        let room = state.output.capacity();
+        for port in 0..1000 {
+            let key = FlowKey::new(OURS, port, THEIRS, 80);
+            let (isn, ts_offset) = state.isn_for(&key);
+            let tcb = Tcb::active_open(&mut env!(state), isn, ts_offset, 1460);
+            let id = state.conns.insert(key, tcb).unwrap();
+            state.flows.insert(&key, id.number);
+            state.schedule_output(id.number);
+            assert!(state.output.len() <= 4, "{}", state.output.len());
+            state.remove_conn(id.number);
+        }
+        assert_eq!(state.output.capacity(), room);
+        // Whoever gets a number that left the list is put on it anew.
+        let (number, key) = (state.output.pop_front().unwrap(), FlowKey::new(OURS, 1, THEIRS, 80));
+        assert!(state.conns.leave_output(number) && !state.conns.leave_output(number));
+        let (isn, ts_offset) = state.isn_for(&key);
+        let tcb = Tcb::active_open(&mut env!(state), isn, ts_offset, 1460);
+        let id = state.conns.insert(key, tcb).unwrap();
+        assert_eq!(id.number, number);
+        state.schedule_output(number);
+        assert_eq!(state.output, [number]);
+    }
+}

@@ -84,7 +84,7 @@ impl State {
         if let Some(conn) = self.conns.named_mut(id) {
             conn.listener = number;
             conn.peer_mac = packet.source_mac();
-            conn.facts = Facts::HAS_MAC;
+            conn.facts.insert(Facts::HAS_MAC);
         }
         self.flows.insert(key, id.number);
         self.rx.delivered_tcp += 1;
