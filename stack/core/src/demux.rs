@@ -178,7 +178,8 @@ pub(crate) fn classify_ip(
     let ip_bytes = &bytes[ip_offset..];
     let Ok(ip) = ipv4::Header::parse(ip_bytes) else { return Err(Discard::Malformed) };
     let to_us = ip.dst == station.ipv4.address;
-    if !to_us && !is_broadcast(station, ip.dst) {
+    let for_us = if to_us { !is_link_group(bytes) } else { is_broadcast(station, ip.dst) };
+    if !for_us {
         return Err(Discard::NotForUs);
     }
     match frame.checksum {
@@ -223,6 +224,13 @@ pub(crate) fn classify_ip(
         frame: frame.buf,
     };
     Ok((class, packet))
+}
+
+/// Whether a frame was sent to many stations. A packet to one host that comes so is for none: on a
+/// link that floods, all who have its address, or take it for theirs, would answer (RFC 1122
+/// sections 3.2.2 and 3.3.6, RFC 4443 section 2.4(e.4)).
+pub(crate) fn is_link_group(frame: &[u8]) -> bool {
+    frame.first().is_some_and(|byte| byte & 1 != 0)
 }
 
 fn is_broadcast(station: &Station, address: Ipv4Addr) -> bool {

@@ -6,7 +6,7 @@ use millstream_wire::ipv6::{HEADER_LEN, Header};
 use millstream_wire::ipv6_extension::{Upper, WalkError, walk};
 
 use crate::channel::Packet;
-use crate::demux::{Class, Discard, Station};
+use crate::demux::{Class, Discard, Station, is_link_group};
 
 /// Reads the headers of a frame with an IPv6 packet at `ip_offset`.
 pub(crate) fn classify(
@@ -20,7 +20,11 @@ pub(crate) fn classify(
     // Without the link's padding, which is nobody's port.
     let bytes = bytes.get(..header.packet_len()).ok_or(Discard::Malformed)?;
     let group = header.dst.is_multicast();
-    let to_us = if group { host.listens_to(header.dst) } else { host.is_ours(header.dst) };
+    let to_us = if group {
+        host.listens_to(header.dst)
+    } else {
+        host.is_ours(header.dst) && !is_link_group(&frame.buf)
+    };
     if !to_us {
         return Err(Discard::NotForUs);
     }

@@ -1,0 +1,78 @@
+//! Packets that get no answer, whatever they ask.
+
+mod common;
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use common::wire::*;
+use common::*;
+use millstream_wire::checksum::Sum;
+use millstream_wire::ipv4::Protocol;
+use millstream_wire::{icmpv4, icmpv6, tcp};
+
+fn wire() -> Wire {
+    let mut wire = Wire::new(config_v6(SERVER, small_limits()));
+    // The addresses of IPv6 are proved.
+    wire.pass(2);
+    wire
+}
+
+fn echo_v4(data: &[u8]) -> Vec<u8> {
+    let message = icmpv4::Message::EchoRequest { ident: 1, seq: 1, data };
+    let mut bytes = vec![0; message.emitted_len()];
+    message.emit(&mut bytes);
+    bytes
+}
+
+fn echo_frame_v4(src: Ipv4Addr) -> Vec<u8> {
+    frame_v4((src, SERVER), Protocol::ICMP, 0, &[], &echo_v4(b"data"))
+}
+
+fn echo_frame_v6(src: Ipv6Addr) -> Vec<u8> {
+    let message = icmpv6::Message::EchoRequest { ident: 1, seq: 1, data: b"data" };
+    frame_v6((src, SERVER_V6), Protocol::ICMPV6, 64, &icmp_v6((src, SERVER_V6), &message))
+}
+
+fn udp_frame_v4(src: Ipv4Addr) -> Vec<u8> {
+    frame_v4((src, SERVER), Protocol::UDP, 0, &[], &udp_v4((src, SERVER), 9999, b"data"))
+}
+
+fn syn_frame_v4(src: Ipv4Addr) -> Vec<u8> {
+    let mut bytes = vec![0; tcp::HEADER_LEN];
+    let (seq, ack) = (tcp::SeqNumber(1000), tcp::SeqNumber(0));
+    tcp::emit(&mut bytes, 999, 80, seq, ack, tcp::Flags::SYN, 60_000, 0, &[]);
+    let mut sum = Sum::ipv4_pseudo(src, SERVER, Protocol::TCP.0, bytes.len() as u16);
+    sum.add_bytes(&bytes);
+    bytes[16..18].copy_from_slice(&sum.finish().to_be_bytes());
+    frame_v4((src, SERVER), Protocol::TCP, 0, &[], &bytes)
+}
+
+fn syn_frame_v6(src: Ipv6Addr) -> Vec<u8> {
+    frame_v6((src, SERVER_V6), Protocol::TCP, 64, &syn_v6((src, SERVER_V6), 999, 80))
+}
+
+/// What is asked of one host in a frame to many stations.
+#[test]
+fn what_one_host_is_asked_in_a_frame_to_many() {
+    let mut wire = wire();
+    let _listener = wire.shard.stack().listen(server_at(80), 8).unwrap();
+    let to_all = [0xff; 6];
+    let to_nodes = [0x33, 0x33, 0, 0, 0, 1];
+    let frames = [
+        (to_all, echo_frame_v4(CLIENT)),
+        (to_all, udp_frame_v4(CLIENT)),
+        (to_all, syn_frame_v4(CLIENT)),
+        (to_nodes, echo_frame_v6(CLIENT_V6)),
+        (to_nodes, syn_frame_v6(CLIENT_V6)),
+    ];
+    let before = wire.shard.stack().rx_metrics().drop_not_for_us;
+    for (n, (station, mut frame)) in (1..).zip(frames) {
+        assert_eq!(wire.ask(&frame).len(), 1, "{n}: sent to us it is answered");
+        let open = wire.shard.stack().connections();
+        frame[..6].copy_from_slice(&station);
+        assert!(wire.ask(&frame).is_empty(), "{n}");
+        assert_eq!(wire.shard.stack().rx_metrics().drop_not_for_us, before + n);
+        assert_eq!(wire.shard.stack().connections(), open);
+    }
+    wire.assert_accounted();
+}
