@@ -36,6 +36,7 @@ pub(crate) enum Discard {
     EtherType,
     Vlan,
     NotForUs,
+    Martian,
     Options,
     Extension,
     IpChecksum,
@@ -182,6 +183,9 @@ pub(crate) fn classify_ip(
     if !for_us {
         return Err(Discard::NotForUs);
     }
+    if is_martian(station, ip.src) {
+        return Err(Discard::Martian);
+    }
     match frame.checksum {
         RxChecksum::Bad => return Err(Discard::L4Checksum),
         RxChecksum::Unknown if !station.skip_checksums && !ipv4::verify_checksum(&ip, ip_bytes) => {
@@ -224,6 +228,15 @@ pub(crate) fn classify_ip(
         frame: frame.buf,
     };
     Ok((class, packet))
+}
+
+/// Whether no other host may have an address that a packet claims to come from (RFC 1122 section
+/// 3.2.1.3, RFC 6890): answers to it would go to many, to nobody or to ourselves.
+pub(crate) fn is_martian(station: &Station, source: Ipv4Addr) -> bool {
+    // "This" network, loopback, groups, and what is reserved with the limited broadcast address.
+    matches!(source.octets()[0], 0 | 127 | 224..)
+        || source == station.ipv4.address
+        || station.ipv4.broadcast() == Some(source)
 }
 
 /// Whether a frame was sent to many stations. A packet to one host that comes so is for none: on a

@@ -28,8 +28,11 @@ pub(crate) fn classify(
     if !to_us {
         return Err(Discard::NotForUs);
     }
-    if header.src.is_multicast() {
-        return Err(Discard::Malformed);
+    // RFC 4291 sections 2.5.3, 2.5.5.2 and 2.7. From nobody come probes for duplicates.
+    let src = header.src;
+    let is_mapped = src.to_ipv4_mapped().is_some();
+    if src.is_multicast() || src.is_loopback() || is_mapped || host.is_ours(src) {
+        return Err(Discard::Martian);
     }
     if frame.checksum == RxChecksum::Bad {
         return Err(Discard::L4Checksum);

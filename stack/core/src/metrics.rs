@@ -49,6 +49,9 @@ counters! {
         drop_vlan,
         /// Sent to another station.
         drop_not_for_us,
+        /// From an address that no other host may have: a group's, a broadcast or loopback address,
+        /// our own.
+        drop_martian,
         /// Fragments that overlap, or whose packet had some that did (RFC 5722).
         drop_fragment_overlap,
         /// Fragments of packets longer than we put together.

@@ -286,6 +286,10 @@ impl State {
     }
 
     pub fn receive_tcp_unconnected(&mut self, key: &FlowKey, packet: Packet) {
+        // Of the usual segments only these are looked at: no connection is with such an address.
+        if !packet.is_ipv6() && demux::is_martian(&self.station, packet.ipv4_addresses().0) {
+            return self.count_discard(Discard::Martian);
+        }
         if self.time_wait_input(key, &packet) {
             return;
         }
@@ -330,6 +334,7 @@ impl State {
             Discard::EtherType => &mut rx.drop_ethertype,
             Discard::Vlan => &mut rx.drop_vlan,
             Discard::NotForUs => &mut rx.drop_not_for_us,
+            Discard::Martian => &mut rx.drop_martian,
             Discard::Options => &mut rx.drop_ip_options,
             Discard::Extension => &mut rx.drop_extension,
             Discard::IpChecksum => &mut rx.drop_ip_checksum,

@@ -76,3 +76,32 @@ fn what_one_host_is_asked_in_a_frame_to_many() {
     }
     wire.assert_accounted();
 }
+
+#[test]
+fn what_comes_from_where_no_host_is() {
+    let mut wire = wire();
+    let _listener = wire.shard.stack().listen(server_at(80), 8).unwrap();
+    let sources = [
+        Ipv4Addr::UNSPECIFIED,
+        Ipv4Addr::new(127, 0, 0, 1),
+        Ipv4Addr::new(224, 0, 0, 1),
+        Ipv4Addr::new(240, 0, 0, 1),
+        Ipv4Addr::BROADCAST,
+        Ipv4Addr::new(198, 18, 0, 255),
+        SERVER,
+    ];
+    let v4 = sources.into_iter().flat_map(|src| {
+        [echo_frame_v4(src), udp_frame_v4(src), syn_frame_v4(src)]
+            .map(|frame| (src.to_string(), frame))
+    });
+    let sources = ["::1", "::ffff:192.0.2.1", "ff02::1"].map(|src| src.parse().unwrap());
+    let v6 = sources.into_iter().chain([SERVER_V6]).flat_map(|src: Ipv6Addr| {
+        [echo_frame_v6(src), syn_frame_v6(src)].map(|frame| (src.to_string(), frame))
+    });
+    for (n, (src, frame)) in (1..).zip(v4.chain(v6)) {
+        assert!(wire.ask(&frame).is_empty(), "{src}");
+        assert_eq!(wire.shard.stack().rx_metrics().drop_martian, n, "{src}");
+        assert_eq!(wire.shard.stack().connections(), 0, "{src}");
+    }
+    wire.assert_accounted();
+}
