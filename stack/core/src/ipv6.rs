@@ -74,6 +74,11 @@ impl State {
                 let start = usize::from(packet.l4_offset) + icmpv6::HEADER_LEN;
                 let data = packet.frame.slice(start..usize::from(packet.end));
                 let reply = icmpv6::Message::EchoReply { ident, seq, data: &data };
+                if reply.emitted_len() > self.message_max() {
+                    // It came in fragments; the reply would have to go in some.
+                    self.rx.drop_echo_too_long += 1;
+                    return;
+                }
                 self.answer(&packet, header, &reply, Some(data.clone()))
             }
             icmpv6::Message::Unreachable { code, .. } => {
@@ -310,7 +315,7 @@ impl State {
         };
         let Some(src) = src else { return false };
         let mut bytes = [0; MESSAGE_MAX];
-        let fits = message.emitted_len() <= bytes.len().min(self.mtu_v6() - ipv6::HEADER_LEN);
+        let fits = message.emitted_len() <= self.message_max();
         if dst.is_unspecified() || dst.is_multicast() || !fits || !self.take_icmp_credit() {
             return false;
         }
@@ -402,6 +407,11 @@ impl State {
     /// Largest IPv6 packet of the link.
     pub fn mtu_v6(&self) -> usize {
         usize::from(self.host().map_or(self.capabilities.mtu, |host| host.mtu))
+    }
+
+    /// Bytes of the largest ICMPv6 message that is sent.
+    fn message_max(&self) -> usize {
+        MESSAGE_MAX.min(self.mtu_v6() - ipv6::HEADER_LEN)
     }
 
     /// Our address for packets to `destination`.

@@ -89,6 +89,8 @@ counters! {
         drop_udp_no_socket,
         /// Segments to no connection that ask for no answer (resets), or from a broadcast address.
         drop_stray,
+        /// Echo requests whose reply would not fit a packet of the link.
+        drop_echo_too_long,
         /// ICMP and ARP that nothing here has asked for.
         drop_unsolicited,
         /// Data for which the link had few buffers left, and the arena none.

@@ -5,6 +5,7 @@
 use std::net::Ipv4Addr;
 
 use millstream_link::TxOffload;
+use millstream_wire::checksum::Sum;
 use millstream_wire::ethernet::{Address, EtherType};
 use millstream_wire::tcp::Header;
 use millstream_wire::{arp, icmpv4, ipv4};
@@ -144,6 +145,12 @@ impl State {
                 // The data goes back as it lies in the received frame.
                 let start = usize::from(packet.l4_offset) + icmpv4::HEADER_LEN;
                 let data = packet.frame.slice(start..usize::from(packet.end));
+                let headers = ipv4::HEADER_LEN + icmpv4::HEADER_LEN;
+                if headers + data.len() > usize::from(self.capabilities.mtu) {
+                    // It came in fragments; the reply would have to go in some.
+                    self.rx.drop_echo_too_long += 1;
+                    return;
+                }
                 self.echo_reply(remote, packet.source_mac(), ident, seq, data)
             }
             icmpv4::Message::Unreachable { code: icmpv4::CODE_TOO_BIG, next_hop_mtu, .. } => {
@@ -185,16 +192,19 @@ impl State {
         seq: u16,
         data: millstream_buf::IoBuf,
     ) -> bool {
-        let reply = icmpv4::Message::EchoReply { ident, seq, data: &data };
-        let mut message = [0; 1500];
-        if reply.emitted_len() > message.len() || !self.take_icmp_credit() {
+        if !self.take_icmp_credit() {
             return false;
         }
-        // Emitted whole for its checksum; only the header part is sent from here.
-        reply.emit(&mut message);
         let mut header =
             self.ipv4_header(remote, ipv4::Protocol::ICMP, icmpv4::HEADER_LEN, data.len());
-        header[34..34 + icmpv4::HEADER_LEN].copy_from_slice(&message[..icmpv4::HEADER_LEN]);
+        let message = &mut header[34..34 + icmpv4::HEADER_LEN];
+        icmpv4::Message::EchoReply { ident, seq, data: &[] }.emit(message);
+        // That checksum lacks the data, which is not copied.
+        let mut sum = Sum::new();
+        sum.add_bytes(&message[..2]);
+        sum.add_bytes(&message[4..]);
+        sum.add_bytes(&data);
+        message[2..4].copy_from_slice(&sum.finish().to_be_bytes());
         let until = self.now;
         self.send_raw(RawFrame {
             via: Via::Station(mac),

@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use common::wire::*;
 use common::*;
-use millstream_wire::checksum::Sum;
+use millstream_wire::checksum::{Sum, checksum};
 use millstream_wire::ipv4::Protocol;
 use millstream_wire::{icmpv4, icmpv6, tcp};
 
@@ -103,5 +103,41 @@ fn what_comes_from_where_no_host_is() {
         assert_eq!(wire.shard.stack().rx_metrics().drop_martian, n, "{src}");
         assert_eq!(wire.shard.stack().connections(), 0, "{src}");
     }
+    wire.assert_accounted();
+}
+
+/// Put together from fragments a request may be longer than any packet of ours.
+#[test]
+fn echoes_fit_the_link() {
+    let mut wire = wire();
+    for (len, fits) in [(1472, true), (1473, false), (1492, false), (3000, false)] {
+        let data = pattern(len, 3);
+        let message = echo_v4(&data);
+        wire.send(&frame_v4((CLIENT, SERVER), Protocol::ICMP, 0x2000, &[], &message[..800]));
+        wire.send(&frame_v4((CLIENT, SERVER), Protocol::ICMP, 0x2064, &[], &message[800..1000]));
+        let answers =
+            wire.ask(&frame_v4((CLIENT, SERVER), Protocol::ICMP, 125, &[], &message[1000..]));
+        assert_eq!(answers.len(), usize::from(fits), "{len}");
+        if let Some(answer) = answers.first() {
+            assert_eq!(answer.len(), 14 + 1500);
+            // Only the kind differs, and with it the checksum.
+            assert_eq!(answer[34], 0);
+            assert_eq!(answer[38..], message[4..]);
+            assert_eq!(checksum(&answer[34..]), 0);
+        }
+    }
+    assert_eq!(wire.shard.stack().rx_metrics().drop_echo_too_long, 3);
+    let message = icmpv6::Message::EchoRequest { ident: 1, seq: 1, data: &[7; 1460] };
+    let message = icmp_v6((CLIENT_V6, SERVER_V6), &message);
+    let part = |offset: u16, more: bool, bytes: &[u8]| {
+        let word = (offset | u16::from(more)).to_be_bytes();
+        let mut payload = vec![Protocol::ICMPV6.0, 0, word[0], word[1], 0, 0, 0, 9];
+        payload.extend_from_slice(bytes);
+        frame_v6((CLIENT_V6, SERVER_V6), Protocol(44), 64, &payload)
+    };
+    wire.send(&part(0, true, &message[..800]));
+    assert!(wire.ask(&part(800, false, &message[800..])).is_empty());
+    assert_eq!(wire.shard.stack().rx_metrics().drop_echo_too_long, 4);
+    assert_eq!(wire.shard.stack().metrics().drop_other_out, 0);
     wire.assert_accounted();
 }
