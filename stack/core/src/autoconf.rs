@@ -32,6 +32,9 @@ const TWO_HOURS_S: u32 = 7200;
 /// Length of an interface identifier on Ethernet (RFC 2464 section 4): prefixes have the rest.
 const PREFIX_LEN: u8 = 64;
 const FOR_EVER_S: u32 = u32::MAX;
+/// Hops that we allow a packet whatever a router announces: one forged advertisement of a few would
+/// cut us off from all that is farther away.
+const HOP_LIMIT_MIN: u8 = 64;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Status {
@@ -60,6 +63,8 @@ struct Address {
 struct OnLink {
     prefix: Ipv6Addr,
     prefix_len: u8,
+    /// No router can take it away.
+    configured: bool,
     until: Instant,
 }
 
@@ -94,6 +99,7 @@ pub(crate) struct Host {
     pub hop_limit: u8,
     /// The link's, at most what the device carries.
     pub mtu: u16,
+    device_mtu: u16,
     /// Addresses that turned out to be somebody else's.
     pub duplicates: u64,
 }
@@ -111,8 +117,9 @@ impl Host {
             solicitations_left: if config.slaac { SOLICITATIONS } else { 0 },
             // Together with the proof of the link-local address, the source of the solicitation.
             solicit_at: now.plus_nanos(PROBE_NANOS),
-            hop_limit: 64,
+            hop_limit: HOP_LIMIT_MIN,
             mtu: device_mtu,
+            device_mtu,
             duplicates: 0,
         };
         let link_local = host.make_address(ipv6::link_local(0), 0);
@@ -120,7 +127,8 @@ impl Host {
         for &(ip, prefix_len) in &config.addresses {
             let for_ever = (Instant::FAR_FUTURE, Instant::FAR_FUTURE);
             host.add(ip, prefix_len, false, 0, for_ever, now);
-            let on_link = OnLink { prefix: ip, prefix_len, until: Instant::FAR_FUTURE };
+            let until = Instant::FAR_FUTURE;
+            let on_link = OnLink { prefix: ip, prefix_len, configured: true, until };
             // More prefixes than fit are reached over the gateway.
             let _ = host.on_link.try_push(on_link);
         }
@@ -228,7 +236,7 @@ impl Host {
         }
         self.solicitations_left = 0;
         if ra.hop_limit != 0 {
-            self.hop_limit = ra.hop_limit;
+            self.hop_limit = ra.hop_limit.max(HOP_LIMIT_MIN);
         }
         let until = lifetime(u32::from(ra.lifetime_s), now);
         match self.routers.iter_mut().find(|router| router.ip == from) {
@@ -241,7 +249,7 @@ impl Host {
             match option {
                 NdpOption::Mtu(mtu) => {
                     let mtu = u16::try_from(mtu).unwrap_or(u16::MAX);
-                    if (ipv6::MTU_MIN..=self.mtu).contains(&mtu) {
+                    if (ipv6::MTU_MIN..=self.device_mtu).contains(&mtu) {
                         self.mtu = mtu;
                     }
                 }
@@ -263,10 +271,12 @@ impl Host {
                 .iter_mut()
                 .find(|p| p.prefix_len == prefix_len && same_prefix(p.prefix, prefix, prefix_len));
             match known {
-                // One that is configured stays.
-                Some(known) if known.until == Instant::FAR_FUTURE && valid_s != FOR_EVER_S => {}
+                Some(known) if known.configured => {}
                 Some(known) => known.until = until,
-                None => drop(self.on_link.try_push(OnLink { prefix, prefix_len, until })),
+                None => {
+                    let announced = OnLink { prefix, prefix_len, configured: false, until };
+                    let _ = self.on_link.try_push(announced);
+                }
             }
             self.on_link.retain(|p| now < p.until);
         }

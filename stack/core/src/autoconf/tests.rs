@@ -118,6 +118,33 @@ fn an_advertisement_gives_address_router_and_mtu() {
 }
 
 #[test]
+fn what_routers_announced_they_can_change() {
+    let mut host = slaac(None);
+    let far = ip("2001:db8::99");
+    for (mtu, valid_s, on_link) in [(1500, u32::MAX, true), (1280, 600, true), (1500, 0, false)] {
+        advertise(&mut host, 1800, &[prefix("2001:db8::", valid_s, 0)], Some(mtu), at(10));
+        assert_eq!(u32::from(host.mtu), mtu);
+        let direct = host.next_hop(far) == Some(far);
+        assert_eq!(direct, on_link, "valid for {valid_s}");
+    }
+    // But what is configured they cannot.
+    let config = Ipv6Config { slaac: true, addresses: vec![(far, 64)], ..Ipv6Config::default() };
+    let mut host = Host::new(&config, MAC, 1500, at(0));
+    advertise(&mut host, 1800, &[prefix("2001:db8::", 0, 0)], None, at(10));
+    assert_eq!(host.next_hop(ip("2001:db8::98")), Some(ip("2001:db8::98")));
+}
+
+#[test]
+fn no_router_makes_packets_die_on_their_way() {
+    let mut host = slaac(None);
+    for (hop_limit, ours) in [(1, 64), (0, 64), (255, 255), (0, 255), (32, 64)] {
+        let ra = RouterAdvertisement { hop_limit, ..RouterAdvertisement::default() };
+        host.on_advertisement(ip("fe80::1"), &ra, at(1));
+        assert_eq!(host.hop_limit, ours);
+    }
+}
+
+#[test]
 fn nobody_answers_three_solicitations() {
     let mut host = slaac(None);
     let actions = run(&mut host, 0..=60);
