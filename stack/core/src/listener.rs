@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::task::Waker;
 
 use millstream_tcp::{Algorithm, Events, Tcb, reset_reply};
-use millstream_wire::tcp::{Flags, Header};
+use millstream_wire::tcp::{Flags, Header, SeqNumber};
 
 use crate::channel::{Channel, Packet};
 use crate::conn::{Conn, ConnId, Facts, NONE};
@@ -178,16 +178,18 @@ impl State {
             }
             return self.refuse(&packet, &header, header_len, key);
         }
-        self.open_passively(number, &packet, &header, key);
+        self.open_passively(number, &packet, &header, key, None);
     }
 
-    /// A SYN opens a connection, if there is room.
+    /// A SYN opens a connection, if there is room: with the initial sequence number `isn` if it is in
+    /// the place of another one.
     pub fn open_passively(
         &mut self,
         number: u32,
         packet: &Packet,
         header: &Header<'_>,
         key: &FlowKey,
+        isn: Option<SeqNumber>,
     ) {
         if !self.remote_is_unicast(key) {
             self.rx.drop_stray += 1;
@@ -199,7 +201,8 @@ impl State {
             return;
         }
         let is_full = listener.half_open >= listener.backlog;
-        if self.wants_cookie(is_full) {
+        // A cookie is the number, and so cannot be beyond what the other one has used.
+        if isn.is_none() && self.wants_cookie(is_full) {
             return self.answer_with_cookie(packet, header, key);
         }
         if is_full {
@@ -209,7 +212,8 @@ impl State {
             self.rx.drop_connections_exhausted += 1;
             return;
         }
-        let (isn, ts_offset) = self.isn_for(key);
+        let (usual, ts_offset) = self.isn_for(key);
+        let isn = isn.unwrap_or(usual);
         let mss = self.mss(key);
         let tcb = Tcb::passive_open(&mut env!(self), isn, ts_offset, mss, header);
         let mac = packet.source_mac();

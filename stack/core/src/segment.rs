@@ -160,11 +160,15 @@ impl State {
     fn reopen(&mut self, number: u32, packet: &Packet) {
         let Ok((header, header_len)) = Header::parse(packet.l4()) else { return };
         let Some(key) = self.conns.get(number).map(|conn| conn.key) else { return };
+        let (usual, _) = self.isn_for(&key);
+        let isn = self.conns.get(number).map(|conn| conn.tcb.isn_beyond(usual));
         self.retain_key(&key);
         self.conn_closed(number);
         let listener = self.listener_ports[usize::from(key.local_port())];
         match listener.checked_sub(1) {
-            Some(listener) => self.open_passively(u32::from(listener), packet, &header, &key),
+            Some(listener) => {
+                self.open_passively(u32::from(listener), packet, &header, &key, isn);
+            }
             None => self.refuse(packet, &header, header_len, &key),
         }
         self.release_key(&key);

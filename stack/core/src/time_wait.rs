@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use millstream_tcp::{Segment, TimeWait, Verdict};
 use millstream_timer::{Instant, TimerId};
-use millstream_wire::tcp::Header;
+use millstream_wire::tcp::{Flags, Header};
 
 use crate::channel::Packet;
 use crate::conn::{Facts, NONE};
@@ -186,9 +186,23 @@ impl State {
         let until = now.plus_micros(self.tcp_config.time_wait_us);
         let Some(record) = self.time_waits.get_mut(slot) else { return false };
         let verdict = record.tcp.input(&mut env!(self), &header, payload_len);
-        if verdict == Verdict::Reopen && record.passive {
+        if verdict == Verdict::Reopen && record.passive && !header.flags.contains(Flags::FIN) {
+            let tcp = record.tcp.clone();
+            let isn = tcp.isn_beyond(self.isn_for(key).0);
+            let number = self.listener_ports[usize::from(key.local_port())];
+            self.retain_key(key);
             self.time_waits.forget(slot, &mut self.pairs);
-            return false;
+            let listener = number.checked_sub(1).map(u32::from);
+            let listener = listener.filter(|&number| {
+                self.listener_mut(number).is_some_and(|listener| listener.takes(packet))
+            });
+            // At once, and not by way of the listener's channel, for as long as it is known what the
+            // old one has used.
+            if let Some(number) = listener {
+                self.open_passively(number, packet, &header, key, Some(isn));
+            }
+            self.release_key(key);
+            return listener.is_some();
         }
         self.rx.delivered_time_wait += 1;
         match verdict {

@@ -4,7 +4,7 @@ mod common;
 mod raw;
 
 use common::{SERVER, config, server_at, small_limits};
-use millstream_core::{Limits, ShardConfig};
+use millstream_core::{Limits, ShardConfig, SynCookiePolicy};
 use millstream_wire::tcp::Options;
 use millstream_wire::tcp::{Flags, SackBlocks, Timestamp};
 use raw::RawWorld;
@@ -111,6 +111,7 @@ fn a_newer_syn_reopens_it_and_an_older_one_does_not() {
         assert_eq!((stack.connections(), stack.time_waits()), (0, 1));
         let said = world.say(5000, new.0, 0, Flags::SYN, syn(new.1).as_slice());
         assert_eq!((said[0].ack, said[0].flags), (new.0 + 1, Flags::SYN | Flags::ACK));
+        assert!(is_beyond(said[0].seq, next));
         assert_eq!((stack.connections(), stack.time_waits()), (1, 0));
         assert_eq!(stack.rx_metrics().unaccounted(), 0);
     }
@@ -128,4 +129,58 @@ fn the_oldest_makes_way() {
     assert!(said[0].flags.contains(Flags::RST), "the oldest is forgotten");
     let said = world.say(5009, 101, 7, FIN, &[]);
     assert_eq!(said[0].flags, Flags::ACK, "the newest is not");
+}
+
+/// No old duplicate of what was sent below `next` fits into the window of a connection that begins at
+/// `isn` (RFC 9293 section 3.6.1).
+fn is_beyond(isn: u32, next: u32) -> bool {
+    (65_536..1 << 20).contains(&isn.wrapping_sub(next))
+}
+
+/// Nor is a connection in TIME_WAIT that is still held reopened among its own numbers.
+#[test]
+fn one_that_is_held_is_reopened_beyond_its_numbers() {
+    let mut world = RawWorld::new(config(SERVER, small_limits()));
+    let stack = world.shard.stack().clone();
+    let listener = stack.listen(server_at(80), 8).unwrap();
+    stack
+        .spawn(async move {
+            let mut held = Vec::new();
+            loop {
+                let (stream, _) = listener.accept().await;
+                stream.shutdown();
+                held.push(stream);
+            }
+        })
+        .unwrap();
+    let next = open_and_close(&mut world, 5000, &[]);
+    assert_eq!((stack.connections(), stack.time_waits()), (1, 0));
+    let said = world.say(5000, 200, 0, Flags::SYN, &[]);
+    assert_eq!((said[0].ack, said[0].flags), (201, Flags::SYN | Flags::ACK));
+    assert!(is_beyond(said[0].seq, next));
+}
+
+/// A cookie cannot be beyond the numbers of the connection before.
+#[test]
+fn what_is_reopened_gets_no_cookie() {
+    let config =
+        ShardConfig { syn_cookies: SynCookiePolicy::Always, ..config(SERVER, small_limits()) };
+    let mut world = RawWorld::new(config);
+    let stack = world.shard.stack().clone();
+    let listener = stack.listen(server_at(80), 8).unwrap();
+    stack
+        .spawn(async move {
+            loop {
+                drop(listener.accept().await);
+            }
+        })
+        .unwrap();
+    let next = open_and_close(&mut world, 5000, &[]);
+    assert_eq!(stack.time_waits(), 1);
+    let cookies = stack.metrics().syn_cookies_sent;
+    let said = world.say(5000, 200, 0, Flags::SYN, &[]);
+    assert_eq!((said[0].ack, said[0].flags), (201, Flags::SYN | Flags::ACK));
+    assert!(is_beyond(said[0].seq, next));
+    assert_eq!((stack.metrics().syn_cookies_sent, stack.connections()), (cookies, 1));
+    assert_eq!(stack.rx_metrics().unaccounted(), 0);
 }

@@ -99,6 +99,11 @@ impl TimeWait {
         Verdict::Answer
     }
 
+    /// See [`Tcb::isn_beyond`].
+    pub fn isn_beyond(&self, isn: SeqNumber) -> SeqNumber {
+        beyond(self.snd_nxt, isn)
+    }
+
     /// The ACK that says where this side is.
     pub fn ack(&self, env: &mut Env<'_>, out: &mut Segment) {
         env.stats.segments_out += 1;
@@ -117,7 +122,20 @@ impl TimeWait {
     }
 }
 
+/// Old duplicates of what was sent up to `used` are no part of the first window, unscaled, of a
+/// connection that begins there.
+fn beyond(used: SeqNumber, isn: SeqNumber) -> SeqNumber {
+    isn.max(used + 0x1_0001)
+}
+
 impl Tcb {
+    /// The initial sequence number of a connection that takes the place of this one, which is in
+    /// TIME-WAIT: `isn`, unless that is not larger than all that this one has used (RFC 9293 section
+    /// 3.6.1), as when it sent faster than the clock of `isn` counts.
+    pub fn isn_beyond(&self, isn: SeqNumber) -> SeqNumber {
+        beyond(self.snd_max, isn)
+    }
+
     /// What must be remembered of this connection if it is in TIME-WAIT, until when, and whether an
     /// ACK is due. The connection itself can then be forgotten.
     #[cold]
@@ -218,6 +236,13 @@ mod tests {
         let mut record = TimeWait { timestamps: false, ..RECORD };
         for (seq, expected) in [(5001, Verdict::Reopen), (5000, Verdict::Answer)] {
             assert_eq!(verdict(&mut record, seq, Flags::SYN, &Options::EMPTY, 0), expected);
+        }
+    }
+
+    #[test]
+    fn the_next_one_begins_beyond_it() {
+        for (isn, expected) in [(500, 66_537), (1_001, 66_537), (66_600, 66_600)] {
+            assert_eq!(RECORD.isn_beyond(SeqNumber(isn)), SeqNumber(expected));
         }
     }
 
