@@ -132,10 +132,16 @@ impl TimeWaits {
     }
 
     /// Whether nothing behind the front ends before `until`: waits are of one length, so the second
-    /// tells.
-    fn is_oldest(&self, until: Instant) -> bool {
-        let second = self.order.get(1).and_then(|&slot| self.get(slot));
-        second.is_none_or(|record| record.until >= until)
+    /// tells. What was emptied in between is free.
+    fn is_oldest(&mut self, until: Instant) -> bool {
+        while let Some(&second) = self.order.get(1) {
+            if let Some(record) = self.get(second) {
+                return record.until >= until;
+            }
+            self.order.remove(1);
+            self.free.push(second);
+        }
+        true
     }
 }
 

@@ -184,3 +184,25 @@ fn what_is_reopened_gets_no_cookie() {
     assert_eq!((stack.metrics().syn_cookies_sent, stack.connections()), (cookies, 1));
     assert_eq!(stack.rx_metrics().unaccounted(), 0);
 }
+
+/// A wait that began anew stands in front until its old time is over, and one that was reopened behind
+/// it: neither makes the next one last longer.
+#[test]
+fn what_is_reopened_makes_no_other_wait() {
+    let mut world = world(small_limits());
+    let next = open_and_close(&mut world, 5000, &[]);
+    for port in 5001..5004 {
+        open_and_close(&mut world, port, &[]);
+    }
+    let stack = world.shard.stack().clone();
+    world.pass(30);
+    assert_eq!(world.say(5000, 101, next, FIN, &[]).len(), 1);
+    for port in [5001, 5002] {
+        assert_eq!(world.say(port, 200, 0, Flags::SYN, &[]).len(), 1);
+    }
+    assert_eq!(stack.time_waits(), 2);
+    world.pass(31);
+    assert_eq!(stack.time_waits(), 1, "the one whose FIN came again");
+    world.pass(30);
+    assert_eq!(stack.time_waits(), 0);
+}
