@@ -496,7 +496,7 @@ impl Tcb {
     }
 
     /// Whether [`Tcb::transmit`] has something to send now.
-    #[inline]
+    #[inline(always)]
     pub fn wants_transmit(&self) -> bool {
         self.facts.intersects(Facts::TX_ANY)
             || self.can_resend()

@@ -44,7 +44,7 @@ impl Tcb {
 
     /// Up to `snd_una` all has arrived, `acked` numbers of it just now, and there is nothing to be
     /// known about what was in flight but how long it took.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn settle_lone(&mut self, env: &mut Env<'_>, acked: u32) {
         let mut rtt_us = 0;
         if self.facts.contains(Facts::TIMING) {
