@@ -237,10 +237,10 @@ impl Neighbors {
     /// What was sent to a neighbour has arrived: its address is right (RFC 4861 section 7.3.1).
     pub fn confirm(&mut self, ip: IpAddr, now: Instant) {
         let due = now.plus_nanos(self.reachable_nanos);
-        if let Some(entry) = self.entries.iter_mut().find(|entry| entry.ip == ip) {
-            if let Some(mac) = mac_of(entry.status) {
-                (entry.status, entry.due) = (Status::Reachable(mac), due);
-            }
+        if let Some(entry) = self.entries.iter_mut().find(|entry| entry.ip == ip)
+            && let Some(mac) = mac_of(entry.status)
+        {
+            (entry.status, entry.due) = (Status::Reachable(mac), due);
         }
     }
 
