@@ -12,8 +12,10 @@ use millstream_timer::Instant;
 use millstream_wire::ipv4::Protocol;
 use millstream_wire::{ethernet, ipv4, ipv6};
 
-/// Packets under way at most; the oldest gives way.
+/// Packets under way at most; see [`Reassembly::make_room`] for who gives way.
 pub(crate) const PACKETS_MAX: usize = 32;
+/// Packets of one source at most; its oldest gives way.
+const SOURCE_PACKETS_MAX: usize = 8;
 /// Runs of bytes without a gap that one packet may consist of meanwhile.
 const RUNS_MAX: usize = 16;
 /// How long parts wait for the others: Linux's 30 s for IPv4 (RFC 1122 3.3.2 asks for a time in
@@ -163,11 +165,23 @@ impl Reassembly {
     }
 
     fn begin(&mut self, part: &Part<'_>, arena: &Arena, now: Instant) -> Result<usize, PartDrop> {
-        let block = arena.alloc(SizeClass::Block).ok_or(PartDrop::NoRoom)?;
-        if self.entries.len() == PACKETS_MAX {
-            self.entries.remove(0);
-            self.evicted += 1;
+        let source = part.name.src;
+        let theirs = || self.entries.iter().enumerate().filter(|(_, e)| e.name.src == source);
+        if theirs().count() >= SOURCE_PACKETS_MAX {
+            if let Some((at, _)) = theirs().next() {
+                self.evict(at);
+            }
+        } else if self.entries.len() >= PACKETS_MAX {
+            self.make_room();
         }
+        let block = match arena.alloc(SizeClass::Block) {
+            Some(block) => block,
+            None => {
+                // Ours are among those that are in use.
+                self.make_room();
+                arena.alloc(SizeClass::Block).ok_or(PartDrop::NoRoom)?
+            }
+        };
         let wait = if part.name.src.is_ipv4() { IPV4_WAIT_NANOS } else { IPV6_WAIT_NANOS };
         self.entries.push(Entry {
             name: part.name,
@@ -182,6 +196,27 @@ impl Reassembly {
             until: now.plus_nanos(wait),
         });
         Ok(self.entries.len() - 1)
+    }
+
+    /// Has a packet give way to a newer one: one that is refused anyway, else the oldest of the source
+    /// that has most, so that a single source cannot push out all others.
+    fn make_room(&mut self) {
+        let packets_of = |source| self.entries.iter().filter(|e| e.name.src == source).count();
+        let mut goes: Option<(usize, usize)> = None;
+        for (at, entry) in self.entries.iter().enumerate() {
+            let rank = if entry.block.is_none() { usize::MAX } else { packets_of(entry.name.src) };
+            if goes.is_none_or(|(_, most)| rank > most) {
+                goes = Some((at, rank));
+            }
+        }
+        if let Some((at, _)) = goes {
+            self.evict(at);
+        }
+    }
+
+    fn evict(&mut self, at: usize) {
+        self.entries.remove(at);
+        self.evicted += 1;
     }
 
     /// Gives up the next packet whose time is over.
@@ -439,15 +474,20 @@ mod tests {
         let arena = arena(PACKETS_MAX + 2);
         let mut all = Reassembly::new();
         let bytes = [7; 8];
+        // As many of each source as it may have at most, but one.
+        let name = |ident: u32| {
+            let src = Ipv4Addr::from_bits(0xc000_0203 + ident / (SOURCE_PACKETS_MAX as u32 - 1));
+            PacketName { src: src.into(), ..name4(ident) }
+        };
         for ident in 0..PACKETS_MAX as u32 + 3 {
-            all.take(&part(name4(ident), 0, true, &bytes), &arena, ZERO);
+            all.take(&part(name(ident), 0, true, &bytes), &arena, ZERO);
         }
         assert_eq!((all.entries.len(), all.evicted), (PACKETS_MAX, 3));
         for run in 1..RUNS_MAX {
-            let taken = all.take(&part(name4(9), run * 16, true, &bytes), &arena, ZERO);
+            let taken = all.take(&part(name(9), run * 16, true, &bytes), &arena, ZERO);
             assert_eq!(taken, Taken::Kept);
         }
-        let taken = all.take(&part(name4(9), RUNS_MAX * 16, true, &bytes), &arena, ZERO);
+        let taken = all.take(&part(name(9), RUNS_MAX * 16, true, &bytes), &arena, ZERO);
         assert_eq!(taken, Taken::Dropped(PartDrop::NoRoom));
         let after = all.next_deadline();
         assert_eq!(after, ZERO.plus_nanos(IPV4_WAIT_NANOS));
@@ -462,6 +502,32 @@ mod tests {
         let held: Vec<_> = std::iter::from_fn(|| arena.alloc(SizeClass::Block)).collect();
         let taken = all.take(&part(name4(1), 0, true, &bytes), &arena, ZERO);
         assert_eq!((taken, held.len()), (Taken::Dropped(PartDrop::NoRoom), PACKETS_MAX + 2));
+    }
+
+    #[test]
+    fn a_source_pushes_out_its_own_packets_first() {
+        let arena = arena(12);
+        let mut all = Reassembly::new();
+        let bytes = [7; 8];
+        let idents = |all: &Reassembly| -> Vec<u32> {
+            all.entries.iter().map(|entry| entry.name.ident).collect()
+        };
+        all.take(&part(name6(77), 0, true, &bytes), &arena, ZERO);
+        for ident in 0..100 {
+            all.take(&part(name4(ident), 0, true, &bytes), &arena, ZERO);
+        }
+        assert_eq!(idents(&all), [77, 92, 93, 94, 95, 96, 97, 98, 99]);
+        // Without a block left, too, the busiest makes room; one that is refused before all others.
+        let held: Vec<_> = std::iter::from_fn(|| arena.alloc(SizeClass::Block)).collect();
+        assert_eq!(held.len(), 3);
+        let taken = all.take(&part(name6(78), 0, true, &bytes), &arena, ZERO);
+        assert_eq!((taken, idents(&all)[..2].to_vec()), (Taken::Kept, vec![77, 93]));
+        let overlap = part(name6(78), 0, true, &[8; 8]);
+        assert_eq!(all.take(&overlap, &arena, ZERO), Taken::Dropped(PartDrop::Overlap));
+        let blocks: Vec<_> = std::iter::from_fn(|| arena.alloc(SizeClass::Block)).collect();
+        assert_eq!(blocks.len(), 1);
+        all.make_room();
+        assert!(!idents(&all).contains(&78));
     }
 
     #[test]
