@@ -13,7 +13,7 @@ use millstream_wire::ipv4;
 use millstream_wire::tcp;
 
 use crate::autoconf::Host;
-use crate::conn::{ConnId, Facts};
+use crate::conn::{ConnId, Facts, NONE};
 use crate::flow::FlowKey;
 use crate::neighbor::{Lookup, Solicit};
 use crate::output6;
@@ -294,11 +294,7 @@ impl State {
         let Some(conn) = self.conns.get(number) else { return };
         let id = ConnId { number, generation: conn.generation };
         let waits = conn.facts.contains(Facts::AWAITS_NEIGHBOR);
-        let next_hop = match self.pairs.addresses(&conn.key) {
-            Some((_, remote)) => self.next_hop_v6(remote),
-            None => self.station.ipv4.next_hop(conn.key.remote()).map(IpAddr::V4),
-        };
-        let found = match next_hop {
+        let found = match self.next_hop_of(&conn.key) {
             Some(next_hop) => self.resolve(next_hop),
             None => Lookup::Unreachable,
         };
@@ -321,6 +317,41 @@ impl State {
                 self.wake_both(number);
                 self.conn_closed(number);
             }
+        }
+    }
+
+    /// The neighbour to which a connection's segments go.
+    fn next_hop_of(&self, key: &FlowKey) -> Option<IpAddr> {
+        match self.pairs.addresses(key) {
+            Some((_, remote)) => self.next_hop_v6(remote),
+            None => self.station.ipv4.next_hop(key.remote()).map(IpAddr::V4),
+        }
+    }
+
+    /// Nothing comes back from the peer of a connection: another station may have its address, or the
+    /// router's, by now (RFC 1122 section 2.3.2.1, RFC 4861 section 7.3). While nothing better is
+    /// known, it stays with the station that it has.
+    #[cold]
+    pub fn renew_station(&mut self, number: u32) {
+        let Some(conn) = self.conns.get(number) else { return };
+        if !conn.facts.contains(Facts::HAS_MAC) {
+            return;
+        }
+        // For a peer that has proved nothing yet nobody is asked: it may be made up.
+        let asks = conn.listener == NONE || conn.facts.contains(Facts::ESTABLISHED);
+        let Some(next_hop) = self.next_hop_of(&conn.key) else { return };
+        let mac = if asks {
+            match self.resolve(next_hop) {
+                Lookup::Known(mac) => Some(mac),
+                _ => None,
+            }
+        } else {
+            self.neighbors.known(next_hop)
+        };
+        if let Some(conn) = self.conns.get_mut(number)
+            && let Some(mac) = mac
+        {
+            conn.peer_mac = mac;
         }
     }
 

@@ -381,9 +381,14 @@ impl State {
             return self.after_events(number, Events::empty());
         }
         let limit = conn.tcb.segment_limit();
+        let time_outs = self.tcp_stats.rto_fired;
         let events = conn.tcb.on_timer(&mut env!(self));
+        let timed_out = self.tcp_stats.rto_fired != time_outs;
         if conn.tcb.segment_limit() < limit {
             self.note_black_hole(number);
+        }
+        if timed_out {
+            self.renew_station(number);
         }
         self.after_events(number, events);
     }

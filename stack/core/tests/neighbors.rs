@@ -7,8 +7,10 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use common::wire::*;
 use common::*;
-use millstream_wire::arp;
+use millstream_wire::checksum::Sum;
 use millstream_wire::ethernet::{Address, EtherType};
+use millstream_wire::ipv4::Protocol;
+use millstream_wire::{arp, tcp};
 
 fn arp_frame(operation: arp::Operation, from: (Address, Ipv4Addr), target_ip: Ipv4Addr) -> Vec<u8> {
     let repr = arp::Repr {
@@ -84,4 +86,49 @@ fn the_last_three_datagrams_wait_for_a_neighbour_and_go_in_order() {
     assert!(sent.iter().all(|frame| frame[..6] == OUR_MAC.0));
     assert_eq!(wire.shard.stack().metrics().drop_other_out, 2);
     assert!(wire.pass(3).is_empty(), "nothing is left");
+}
+
+/// A segment from the peer's port 999 to port 80.
+fn segment(seq: u32, ack: u32, flags: tcp::Flags) -> Vec<u8> {
+    let mut bytes = vec![0; tcp::HEADER_LEN];
+    let (seq, ack) = (tcp::SeqNumber(seq), tcp::SeqNumber(ack));
+    tcp::emit(&mut bytes, 999, 80, seq, ack, flags, 60_000, 0, &[]);
+    let mut sum = Sum::ipv4_pseudo(CLIENT, SERVER, Protocol::TCP.0, bytes.len() as u16);
+    sum.add_bytes(&bytes);
+    bytes[16..18].copy_from_slice(&sum.finish().to_be_bytes());
+    frame_v4((CLIENT, SERVER), Protocol::TCP, 0, &[], &bytes)
+}
+
+/// The stations to which TCP segments went.
+fn stations(frames: &[Vec<u8>]) -> Vec<[u8; 6]> {
+    let tcp = |frame: &&Vec<u8>| {
+        frame[12..14] == EtherType::IPV4.0.to_be_bytes() && frame[23] == Protocol::TCP.0
+    };
+    frames.iter().filter(tcp).map(|frame| frame[..6].try_into().unwrap()).collect()
+}
+
+#[test]
+fn a_connection_follows_its_peer_to_another_station() {
+    let mut wire = Wire::new(config(SERVER, small_limits()));
+    let stack = wire.shard.stack().clone();
+    let listener = stack.listen(server_at(80), 8).unwrap();
+    let talk = async move {
+        let (stream, _) = listener.accept().await;
+        stream.write_all(b"data").await.unwrap();
+        std::future::pending::<()>().await;
+    };
+    stack.spawn(talk).unwrap();
+    let answer = wire.ask(&segment(1000, 0, tcp::Flags::SYN));
+    let isn = u32::from_be_bytes(answer[0][38..42].try_into().unwrap());
+    let sent = wire.ask(&segment(1001, isn.wrapping_add(1), tcp::Flags::ACK));
+    assert_eq!(stations(&sent), [OUR_MAC.0]);
+    // The data is not acknowledged: the first time-out asks for the peer, in vain.
+    let sent = wire.pass(3);
+    assert_eq!(stations(&sent).last(), Some(&OUR_MAC.0), "it keeps the station that it has");
+    assert!(arps(&sent).iter().any(|request| request.target_ip == CLIENT));
+    // The peer has moved, and answers.
+    let other = Address([2, 0, 0, 0, 0, 9]);
+    wire.ask(&arp_frame(arp::Operation::Request, (other, CLIENT), SERVER));
+    assert_eq!(stations(&wire.pass(20)).last(), Some(&other.0));
+    wire.assert_accounted();
 }
