@@ -78,9 +78,9 @@ impl Stack {
         Ok(handle)
     }
 
-    /// Takes connections to `address`, which is ours, 0.0.0.0 for IPv4 alone, or [::] for both
-    /// versions of IP. At most `backlog` wait to be accepted
-    /// when another one comes, and as many are being opened; those are taken when their handshake ends.
+    /// Takes connections to `address`, which is ours, `0.0.0.0` for IPv4 alone, or `[::]` for both
+    /// versions of IP. At most `backlog` wait to be accepted when another one comes, and as many are
+    /// being opened; those are taken when their handshake ends.
     ///
     /// # Errors
     /// [`ListenError`]
@@ -303,7 +303,7 @@ impl State {
         let key = any.with_ports(port, any.remote_port());
         let conns = &self.conns;
         let used = self.flows.find(&key, |n| conns.get(n).is_some_and(|c| c.key == key));
-        used.is_none().then_some(key)
+        (used.is_none() && !self.time_waits.contains(&key)).then_some(key)
     }
 
     /// A flow between the addresses and to the remote port of `any` that is not in use. The first

@@ -4,7 +4,7 @@ mod common;
 mod raw;
 
 use common::{SERVER, config, server_at, small_limits};
-use millstream_core::{Limits, ShardConfig, SynCookiePolicy};
+use millstream_core::{ConnectError, Limits, ShardConfig, SynCookiePolicy};
 use millstream_wire::tcp::Options;
 use millstream_wire::tcp::{Flags, SackBlocks, Timestamp};
 use raw::RawWorld;
@@ -205,4 +205,15 @@ fn what_is_reopened_makes_no_other_wait() {
     assert_eq!(stack.time_waits(), 1, "the one whose FIN came again");
     world.pass(30);
     assert_eq!(stack.time_waits(), 0);
+#[test]
+fn nobody_connects_with_its_addresses_meanwhile() {
+    let mut world = world(small_limits());
+    open_and_close(&mut world, 5000, &[]);
+    let stack = world.shard.stack().clone();
+    let peer = RawWorld::peer(5000).into();
+    let refused = stack.start_connect(Some(80), peer).map(drop);
+    assert!(matches!(refused, Err(ConnectError::NoPort(_))), "{refused:?}");
+    assert_eq!((stack.connections(), stack.time_waits()), (0, 1));
+    world.pass(61);
+    assert!(stack.start_connect(Some(80), peer).is_ok());
 }
