@@ -27,9 +27,15 @@ struct Path {
 }
 
 /// A small table; looked up when a connection opens, not for each packet.
-#[derive(Default)]
 pub(crate) struct PathMtus {
+    /// Never grows.
     paths: Vec<Path>,
+}
+
+impl Default for PathMtus {
+    fn default() -> Self {
+        Self { paths: Vec::with_capacity(PATHS_MAX) }
+    }
 }
 
 impl PathMtus {
