@@ -205,6 +205,8 @@ fn what_is_reopened_makes_no_other_wait() {
     assert_eq!(stack.time_waits(), 1, "the one whose FIN came again");
     world.pass(30);
     assert_eq!(stack.time_waits(), 0);
+}
+
 #[test]
 fn nobody_connects_with_its_addresses_meanwhile() {
     let mut world = world(small_limits());
