@@ -324,7 +324,9 @@ fn map(bytes: usize, huge: HugePages) -> Result<(NonNull<u8>, PageKind), ArenaEr
         if HUGE_PAGE_BYTES > skip {
             libc::munmap(aligned.as_ptr().add(bytes).cast(), HUGE_PAGE_BYTES - skip);
         }
-        libc::madvise(aligned.as_ptr().cast(), bytes, libc::MADV_HUGEPAGE);
+        if huge != HugePages::Never {
+            libc::madvise(aligned.as_ptr().cast(), bytes, libc::MADV_HUGEPAGE);
+        }
         if libc::madvise(aligned.as_ptr().cast(), bytes, libc::MADV_POPULATE_WRITE) != 0 {
             let source = std::io::Error::last_os_error();
             // Kernels before 5.14 do not know MADV_POPULATE_WRITE; they fault pages in as they are touched.
@@ -335,7 +337,9 @@ fn map(bytes: usize, huge: HugePages) -> Result<(NonNull<u8>, PageKind), ArenaEr
         }
         // Shared memory is made of huge pages at once where the kernel can (Linux 6.1), whatever
         // `shmem_enabled` says; elsewhere this fails and changes nothing.
-        libc::madvise(aligned.as_ptr().cast(), bytes, libc::MADV_COLLAPSE);
+        if huge != HugePages::Never {
+            libc::madvise(aligned.as_ptr().cast(), bytes, libc::MADV_COLLAPSE);
+        }
         Ok((aligned, PageKind::Base))
     }
 }
@@ -375,6 +379,20 @@ mod tests {
         assert_eq!(arena.free(SizeClass::Block), 2);
         drop(held);
         assert_eq!(arena.free(SizeClass::Frame), 3);
+    }
+
+    #[test]
+    fn ordinary_pages_are_ordinary() {
+        let arena = small();
+        let at = arena.alloc(SizeClass::Frame).unwrap().as_ptr() as usize;
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut ours = smaps.lines().skip_while(|line| {
+            let range = line.split_once(' ').and_then(|(range, _)| range.split_once('-'));
+            let bounds = range.map(|(from, to)| [from, to].map(|s| usize::from_str_radix(s, 16)));
+            !matches!(bounds, Some([Ok(from), Ok(to)]) if (from..to).contains(&at))
+        });
+        let flags = ours.find(|line| line.starts_with("VmFlags:")).unwrap();
+        assert!(!flags.contains(" hg"), "huge pages are asked for: {flags}");
     }
 
     #[test]
