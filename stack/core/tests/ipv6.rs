@@ -256,7 +256,7 @@ fn advertisement(options: &[u8], lifetime_s: u16) -> Vec<u8> {
     let both = (router, ipv6::ALL_NODES);
     let message =
         icmpv6::Message::Ndp(ndp::Message::RouterAdvertisement(ndp::RouterAdvertisement {
-            hop_limit: 33,
+            hop_limit: 133,
             lifetime_s,
             options: ndp::Options::parse(options).unwrap(),
             ..ndp::RouterAdvertisement::default()
@@ -294,7 +294,7 @@ fn a_router_gives_address_route_mtu_and_hop_limit() {
     let frames = wire.answers();
     assert_eq!(frames[0][..6], OUR_MAC.0);
     let (header, segment) = &packets_v6(&frames)[0];
-    assert_eq!((header.src, header.hop_limit, header.next_header), (own, 33, Protocol::TCP));
+    assert_eq!((header.src, header.hop_limit, header.next_header), (own, 133, Protocol::TCP));
     let (syn, _) = tcp::Header::parse(segment).unwrap();
     assert_eq!(syn.syn_options().mss, Some(1400 - 60));
     wire.assert_accounted();
