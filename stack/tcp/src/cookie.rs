@@ -103,7 +103,7 @@ impl SynCookies {
             seq: SeqNumber(cookie),
             ack: syn.seq + 1,
             flags: Flags::SYN | Flags::ACK,
-            window: env.config.recv_buffer_bytes.min(0xffff) as u16,
+            window: crate::stream::first_window(env.config, mss_limit) as u16,
             options: Options::syn(
                 mss_limit,
                 scale.map(|_| env.config.window_scale()),
@@ -209,7 +209,7 @@ impl Tcb {
         self.mss = if timestamp.is_some() { mss - 12 } else { mss };
         self.rcv_nxt = ack.seq;
         self.last_ack_sent = ack.seq;
-        self.rcv_adv = ack.seq + env.config.recv_buffer_bytes.min(0xffff);
+        self.rcv_adv = ack.seq + self.first_window(env.config);
         // The SYN-ACK has been sent.
         self.snd_nxt = self.snd_una + 1;
         self.snd_max = self.snd_nxt;

@@ -17,6 +17,12 @@ pub enum SendError {
     Closed(IoBuf),
 }
 
+/// See [`Tcb::first_window`].
+pub(crate) fn first_window(config: &crate::config::Config, mss_limit: u16) -> u32 {
+    let (bytes, mss) = (config.recv_buffer_bytes, u32::from(mss_limit));
+    if bytes >= 0xffff { 0xffff } else { (bytes / mss * mss).max(bytes.min(mss)) }
+}
+
 impl Tcb {
     /// Queues a slice, which is held until it is acknowledged as a whole. Before the handshake is
     /// finished it waits.
@@ -157,8 +163,7 @@ impl Tcb {
     /// The window of a SYN: a small one holds whole segments, so that the last of them is none that
     /// silly-window avoidance holds back.
     pub(crate) fn first_window(&self, config: &crate::config::Config) -> u32 {
-        let (bytes, mss) = (config.recv_buffer_bytes, u32::from(self.mss_limit));
-        if bytes >= 0xffff { 0xffff } else { (bytes / mss * mss).max(bytes.min(mss)) }
+        first_window(config, self.mss_limit)
     }
 
     /// Least growth of a window that is announced.

@@ -190,3 +190,31 @@ proptest! {
         tcb.release(&mut side.slices);
     }
 }
+
+/// A small buffer's first window holds whole segments, with a cookie as without.
+#[test]
+fn the_first_window_is_that_of_any_answer() {
+    for (buffer_bytes, window) in [(10_000, 8_760), (1_000, 1_000), (1 << 20, 0xffff)] {
+        let mut side = Side::new(Config { recv_buffer_bytes: buffer_bytes, ..Config::default() });
+        let options = syn_options(1460, None, true, true);
+        let syn = header(100, 0, Flags::SYN, options.as_slice());
+        let answer = side.answer(at(10), &syn);
+        assert_eq!(u32::from(answer.window), window);
+        let options = ack_options(&answer);
+        let ack = header(101, answer.seq.0 + 1, Flags::ACK, options.as_slice());
+        let (mut tcb, _) = side.accept(at(10), names(), &ack).unwrap();
+        assert!(tcb.rcv_adv.bytes_since(tcb.rcv_nxt) >= window);
+        let mut out = Segment::default();
+        let mut env = Env {
+            now: at(10),
+            config: &side.config,
+            slices: &mut side.slices,
+            stats: &mut side.stats,
+        };
+        let mut usual = Tcb::passive_open(&mut env, SeqNumber(1), 0, MSS_LIMIT, &syn);
+        assert!(usual.transmit(&mut env, &mut out));
+        assert_eq!(u32::from(out.window), window);
+        tcb.release(&mut side.slices);
+        usual.release(&mut side.slices);
+    }
+}
