@@ -81,7 +81,12 @@ impl State {
             && arp.sender_ip != ours
             && self.station.ipv4.on_link(arp.sender_ip);
         let asked_us = for_us && arp.operation == arp::Operation::Request;
-        let evidence = if asked_us { Evidence::AskedUs } else { Evidence::Answer };
+        let evidence = match arp.operation {
+            _ if asked_us => Evidence::AskedUs,
+            arp::Operation::Reply if for_us => Evidence::Answer,
+            // Said to others or to all: believed, but to be proved.
+            _ => Evidence::Announced,
+        };
         let learned = usable
             && self.neighbors.learn(arp.sender_ip.into(), arp.sender_mac.0, evidence, self.now);
         if learned {

@@ -132,3 +132,17 @@ fn a_connection_follows_its_peer_to_another_station() {
     assert_eq!(stations(&wire.pass(20)).last(), Some(&other.0));
     wire.assert_accounted();
 }
+
+#[test]
+fn what_was_said_to_all_is_believed_but_to_be_proved() {
+    let mut wire = Wire::new(config(SERVER, small_limits()));
+    let socket = wire.shard.stack().udp_bind(53).unwrap();
+    wire.ask(&arp_frame(arp::Operation::Request, (OUR_MAC, CLIENT), SERVER));
+    let other = Address([2, 0, 0, 0, 0, 9]);
+    wire.ask(&arp_frame(arp::Operation::Reply, (other, CLIENT), CLIENT));
+    socket.send_to(b"x", SocketAddrV4::new(CLIENT, 9)).unwrap();
+    assert_eq!(wire.answers()[0][..6], other.0);
+    let sent = wire.pass(7);
+    assert_eq!(arps(&sent)[0].target_ip, CLIENT);
+    assert_eq!(sent[0][..6], other.0, "it alone is asked whether it is so");
+}
