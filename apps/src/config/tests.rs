@@ -152,7 +152,11 @@ fn values_out_of_bounds_are_refused() {
         let config = check::parse(text, "p").unwrap();
         config.validated(Path::new("p")).unwrap_err().to_string()
     };
-    assert!(refused("[limits]\nslices = 0\n").contains("limits.slices is 0"));
+    for key in ["slices", "connection_packets", "socket_packets"] {
+        let error = refused(&format!("[limits]\n{key} = 0\n"));
+        assert!(error.contains(&format!("limits.{key} is 0")), "{error}");
+    }
+    assert!(refused("[disk]\ndepth = 0\n").contains("disk.depth is 0"));
     assert!(refused("[tcp]\nsend_buffer_bytes = 1\n").contains("tcp.send_buffer_bytes"));
     assert!(refused("[limits]\ntasks = 100\n").contains("raise limits.tasks"));
 }
