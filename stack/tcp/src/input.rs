@@ -443,6 +443,10 @@ impl Tcb {
             self.set_window(header);
             self.snd_wl1 = wl1.max(seq);
         }
+        if self.marks.contains(Marks::NEW_FIRST) {
+            // Not before the window is what the peer says now.
+            self.settle_new_first(env);
+        }
         if self.facts.contains(Facts::PERSIST) {
             // The peer answers: it may keep its window closed as long as it likes (RFC 9293 section
             // 3.8.6.1, MUST-37).

@@ -6,7 +6,7 @@ use common::{End, Frame, Pair, stream};
 use millstream_buf::IoBuf;
 use millstream_tcp::{Config, ConnectionError, Events, SliceSlab, State};
 use millstream_timer::Instant;
-use millstream_wire::tcp::{Flags, SeqNumber};
+use millstream_wire::tcp::{Flags, Options, SackBlocks, SeqNumber};
 
 fn plain() -> Config {
     Config { timestamps: false, window_scaling: false, ..Config::default() }
@@ -452,5 +452,36 @@ fn urgent_data_stays_in_line() {
         pair.ends[0].input(now, &frame);
     }
     assert_eq!(pair.ends[0].read, b"abcabcabc");
+    pair.release();
+}
+
+/// A peer that selectively acknowledges every other byte gets no record for each of them: those of a
+/// shard are shared by all its connections, and a walk along a flight passes each of its own.
+#[test]
+fn selective_acknowledgements_of_bytes_take_no_records() {
+    let config = Config { timestamps: false, nagle: false, ..Config::default() };
+    let mut pair = Pair::connected(config.clone(), config);
+    let data = stream(600_000, 1);
+    pair.transfer([&data, &[]], 60_000_000);
+    pair.filter = Some(Box::new(|_, _| false));
+    let una = pair.ends[0].tcb.as_ref().unwrap().acked_total() as u32;
+    pair.ends[0].send(pair.now, &data[..100_000]);
+    pair.pump();
+    let out = pair.ends[0].info().flight_bytes;
+    let before = pair.ends[0].slab.records_used();
+    assert!(out > 50_000 && before >= 35);
+    let (ours, theirs) = (pair.ends[0].isn + 1 + una, pair.ends[1].isn + 1);
+    let now = pair.now.plus_micros(100);
+    for at in (2..out - 8).step_by(6) {
+        let mut sack = SackBlocks::EMPTY;
+        for byte in [4, 2, 0] {
+            sack.push(ours + at + byte, ours + at + byte + 1);
+        }
+        let options = Options::established(None, &sack);
+        let ack = Frame::make(theirs, ours, Flags::ACK, 60_000, options.as_slice(), &[]);
+        pair.ends[0].input(now, &ack);
+        while pair.ends[0].transmit(now).is_some() {}
+    }
+    assert_eq!(pair.ends[0].slab.records_used(), before);
     pair.release();
 }

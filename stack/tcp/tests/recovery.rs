@@ -382,3 +382,208 @@ fn any_path_with_rack_and_without() {
     );
     assert!(took[1] < took[0]);
 }
+
+/// Takes all but `left` records of the slab of end 0 for connections whose peers are gone.
+fn use_up_records(pair: &mut Pair, left: usize) {
+    let capacity = 2 * pair.ends[0].slab.capacity();
+    while capacity - pair.ends[0].slab.records_used() > left {
+        let mut other = Pair::new(Config::default(), Config::default());
+        std::mem::swap(&mut other.ends[0].slab, &mut pair.ends[0].slab);
+        other.connect();
+        other.filter = Some(Box::new(|_, _| false));
+        for len in [1_000, 9 * 1_448] {
+            let bytes = stream(len, 1);
+            other.ends[0].send(other.now, &bytes);
+            other.pump();
+        }
+        std::mem::swap(&mut other.ends[0].slab, &mut pair.ends[0].slab);
+        assert!(pair.ends[0].slab.flights_used() < 8);
+    }
+}
+
+/// Drops the first data segment of end 0 that is still to come.
+fn drop_next(pair: &mut Pair) {
+    let mut dropped = false;
+    pair.filter = Some(Box::new(move |from, frame| {
+        let drops = from == 0 && !frame.payload.is_empty() && !dropped;
+        dropped |= drops;
+        !drops
+    }));
+}
+
+/// A flight was open, with nothing in it, when the last record was taken.
+#[test]
+fn what_has_no_record_is_sent_again() {
+    for algorithm in [Algorithm::Cubic, Algorithm::Dctcp, Algorithm::Bbr] {
+        for more in [0, 5_000] {
+            let config = Config { congestion: algorithm, ..Config::default() };
+            let mut pair = Pair::new(config.clone(), config);
+            pair.ends[0].slab = SliceSlab::with_capacity(8);
+            use_up_records(&mut pair, 0);
+            pair.connect();
+            if algorithm == Algorithm::Cubic {
+                // A probe whose duplicate is not reported leaves a flight open.
+                pair.faults.delay_us = 40_000;
+                let mut acks = 0;
+                pair.filter = Some(Box::new(move |from, _| {
+                    acks += from;
+                    from == 0 || acks == 1
+                }));
+                pair.ends[0].send(pair.now, &stream(1_000, 1));
+                pair.run_for(1_000_000);
+            }
+            let read = pair.ends[1].read.len();
+            drop_next(&mut pair);
+            let start = pair.log.len();
+            pair.ends[0].send(pair.now, &stream(1_000 + more, 1));
+            pair.run_for(2_000_000);
+            assert_eq!(pair.ends[1].read.len() - read, 1_000 + more, "{algorithm} {more}");
+            let isn = pair.ends[0].isn;
+            for frame in pair.sent(0, start) {
+                let header = frame.parse();
+                assert_eq!(header.ack, pair.ends[1].isn + 1, "a segment of another connection");
+                assert!(header.seq.bytes_since(isn) < 10_000);
+            }
+        }
+    }
+}
+
+/// Records are to be had again, but not for what was sent before: that comes first all the same.
+#[test]
+fn what_has_no_record_is_sent_before_what_has_one() {
+    for algorithm in [Algorithm::Cubic, Algorithm::Bbr] {
+        let config = Config { congestion: algorithm, nagle: false, ..Config::default() };
+        let mut pair = Pair::new(config.clone(), config);
+        pair.ends[0].slab = SliceSlab::with_capacity(8);
+        pair.connect();
+        let mut hog = Pair::new(Config::default(), Config::default());
+        std::mem::swap(&mut hog.ends[0].slab, &mut pair.ends[0].slab);
+        use_up_records(&mut hog, 10);
+        hog.connect();
+        hog.filter = Some(Box::new(|_, _| false));
+        let now = hog.now;
+        hog.ends[0].send(now, &stream(1_000, 1));
+        hog.pump();
+        hog.ends[0].send(now, &stream(9 * 1_448, 1));
+        hog.pump();
+        assert_eq!(hog.ends[0].slab.records_used(), 16);
+        std::mem::swap(&mut hog.ends[0].slab, &mut pair.ends[0].slab);
+        drop_next(&mut pair);
+        pair.ends[0].send(pair.now, &stream(1_000, 1));
+        pair.pump();
+        // The other one ends.
+        std::mem::swap(&mut hog.ends[0].slab, &mut pair.ends[0].slab);
+        let mut gone = hog.ends[0].tcb.take().unwrap();
+        gone.release(&mut hog.ends[0].slab);
+        std::mem::swap(&mut hog.ends[0].slab, &mut pair.ends[0].slab);
+        pair.ends[0].send(pair.now, &stream(500, 2));
+        pair.run_for(2_000_000);
+        assert_eq!(pair.ends[1].read.len(), 1_500, "{algorithm}");
+    }
+}
+
+/// Less than a segment is new when a time-out is to be judged by new data (RFC 5682): it goes, or the
+/// lost goes, and no second time-out is waited for.
+#[test]
+fn a_time_out_is_judged_whatever_is_new() {
+    for (nodelay, cork) in [(false, false), (true, false), (false, true)] {
+        let mut pair = Pair::connected(Config::default(), Config::default());
+        pair.ends[0].with(pair.now, |tcb, env| {
+            tcb.set_nodelay(nodelay);
+            tcb.set_cork(env, cork);
+        });
+        let mut count = 0;
+        pair.filter = Some(Box::new(move |from, frame| {
+            count += u32::from(from == 0 && !frame.payload.is_empty());
+            // Three segments, the probe, and with NODELAY what is new.
+            from == 1 || frame.payload.is_empty() || count > 4 + u32::from(nodelay)
+        }));
+        let bytes = stream(3 * 1448 + 100, 1);
+        let start = pair.now;
+        pair.ends[0].send(start, &bytes[..3 * 1448]);
+        pair.run_for(100_000);
+        pair.ends[0].send(pair.now, &bytes[3 * 1448..]);
+        while pair.ends[1].read.len() < bytes.len() && pair.ends[0].stats.rto_fired < 2 {
+            pair.run_for(1_000);
+        }
+        assert!(pair.ends[1].read == bytes);
+        assert_eq!(pair.ends[0].stats.rto_fired, 1, "{nodelay} {cork}");
+        assert!(pair.ends[0].info().ssthresh_bytes > 5 * 1448);
+    }
+}
+
+#[test]
+fn a_time_out_is_judged_by_what_the_window_takes() {
+    let mut pair = scripted(Config { nagle: false, ..with_rack(false) });
+    pair.ends[0].send(pair.now, &stream(4_000, 1));
+    assert_eq!(sends(&mut pair).len(), 4);
+    pair.now = pair.ends[0].tcb.as_ref().unwrap().deadline();
+    pair.ends[0].timer(pair.now);
+    assert_eq!(sends(&mut pair), [(0, 1_000)]);
+    pair.ends[0].send(pair.now, &stream(5_000, 2));
+    // The right edge moves by less than is worth a segment.
+    let (theirs, ours) = (pair.ends[1].isn + 1, pair.ends[0].isn + 1);
+    let ack = Frame::make(theirs, ours + 1_000, Flags::ACK, 3_010, &[], &[]);
+    pair.now = pair.now.plus_micros(1_000);
+    pair.ends[0].input(pair.now, &ack);
+    assert_eq!(sends(&mut pair).first(), Some(&(1_000, 1_000)));
+}
+
+/// What was sent too recently to be lost (RFC 8985) is in flight behind a time-out; what is lost is
+/// sent again all the same.
+#[test]
+fn a_time_out_sends_the_oldest_beside_what_is_recent() {
+    for algorithm in [Algorithm::Cubic, Algorithm::Dctcp, Algorithm::Bbr] {
+        let config = Config { congestion: algorithm, nagle: false, ..Config::default() };
+        let mut pair = Pair::connected(config.clone(), config);
+        let bytes = stream(3 * 1448, 1);
+        pair.transfer([&bytes, &[]], 10_000_000);
+        pair.run_for(20_000);
+        let mut count = 0;
+        pair.filter = Some(Box::new(move |from, frame| {
+            count += u32::from(from == 0 && !frame.payload.is_empty());
+            // A segment, its probe, and the late one.
+            from == 1 || frame.payload.is_empty() || count > 3
+        }));
+        pair.ends[0].send(pair.now, &bytes[..1448]);
+        pair.run_for(100_000);
+        let due = pair.ends[0].tcb.as_ref().unwrap().deadline();
+        pair.run_for(due.micros_since(pair.now) - 2_000);
+        pair.ends[0].send(pair.now, &bytes[1448..2896]);
+        pair.run_for(10_000);
+        assert_eq!(pair.ends[0].stats.rto_fired, 1);
+        assert_eq!(pair.ends[1].read.len(), 4 * 1448, "{algorithm}");
+    }
+}
+
+/// A window that opens by a little is used after the override time-out, however long it was closed and
+/// probed before (RFC 9293 section 3.8.6.2.1).
+#[test]
+fn a_silly_window_after_a_closed_one_waits_for_no_probe() {
+    let mut pair = scripted(with_rack(true));
+    let (theirs, ours) = (pair.ends[1].isn + 1, pair.ends[0].isn + 1);
+    let window = |ack: u32, window| Frame::make(theirs, ours + ack, Flags::ACK, window, &[], &[]);
+    pair.ends[0].send(pair.now, &stream(1_000, 1));
+    assert_eq!(sends(&mut pair), [(0, 1_000)]);
+    pair.ends[0].input(pair.now, &window(1_000, 0));
+    pair.ends[0].send(pair.now, &stream(5_000, 2));
+    assert_eq!(sends(&mut pair), []);
+    for at in 1_000..1_008 {
+        pair.now = pair.ends[0].tcb.as_ref().unwrap().deadline();
+        pair.ends[0].timer(pair.now);
+        assert_eq!(sends(&mut pair), [(at, 1)]);
+        // Taken, which leaves no room again.
+        pair.ends[0].input(pair.now, &window(at + 1, 0));
+        assert_eq!(sends(&mut pair), []);
+    }
+    let waits = pair.ends[0].tcb.as_ref().unwrap().deadline().micros_since(pair.now);
+    assert!(waits > 10_000_000);
+    pair.now = pair.now.plus_micros(1_000);
+    pair.ends[0].input(pair.now, &window(1_008, 100));
+    assert_eq!(sends(&mut pair), []);
+    let due = pair.ends[0].tcb.as_ref().unwrap().deadline();
+    assert_eq!(due.micros_since(pair.now), u64::from(pair.ends[0].config.override_us));
+    pair.now = due;
+    pair.ends[0].timer(pair.now);
+    assert_eq!(sends(&mut pair), [(1_008, 100)]);
+}

@@ -164,14 +164,6 @@ impl Tcb {
         self.control(env, before, &progress, rtt_us);
         self.rearm_after(env, acked, &progress);
         self.sync_flight(env);
-        if self.marks.contains(Marks::NEW_FIRST) && self.sendable() == 0 {
-            // Nothing new can be sent that would tell (RFC 5682 section 2.1, step 2): the usual way.
-            self.marks.remove(Marks::NEW_FIRST);
-            if let Some((flight, _)) = env.slices.flights.get_mut(self.flight) {
-                flight.undo.frto = false;
-            }
-            self.sync_flight(env);
-        }
     }
 
     /// The timestamp that the peer echoes, as this side's clock of timestamps gave it.
@@ -203,6 +195,10 @@ impl Tcb {
             }
         }
         let Some((flight, records)) = env.slices.flights.get_mut(self.flight) else { return };
+        if flight.sacked_bytes == 0 {
+            // Of an earlier time: numbers come round again.
+            flight.seen = SackBlocks::EMPTY;
+        }
         let seen = flight.seen;
         let mut now = SackBlocks::EMPTY;
         let mut fresh = [(una, una); 4];

@@ -432,6 +432,20 @@ impl Tcb {
         self.sync_flight(env);
     }
 
+    /// New data is to tell whether a time-out was spurious. If none can be sent, be it for the window
+    /// or for Nagle's algorithm, the lost goes first after all (RFC 5682 section 2.1, step 2).
+    #[cold]
+    pub(crate) fn settle_new_first(&mut self, env: &mut Env<'_>) {
+        if self.sendable() != 0 {
+            return;
+        }
+        self.marks.remove(Marks::NEW_FIRST);
+        if let Some((flight, _)) = env.slices.flights.get_mut(self.flight) {
+            flight.undo.frto = false;
+        }
+        self.sync_flight(env);
+    }
+
     /// The path carries no more than `mss`: what is larger did not arrive, though not for congestion.
     #[cold]
     pub(crate) fn resend_too_large(&mut self, env: &mut Env<'_>) {
