@@ -3,9 +3,11 @@
 //! Both come from arrays that the connections of a shard share, inside of their
 //! [`SliceSlab`](crate::SliceSlab), so that an idle connection owns none. A connection whose flight
 //! is one segment, sent once, needs none either: its numbers are in the connection's own record.
-//! When the array of records is full, records merge: what is known gets coarser, nothing fails.
+//! When the array of records is full, records merge: what is known gets coarser, nothing fails. So do
+//! they beyond a number that keeps a walk along one flight short, whatever a peer acknowledges.
 
-use millstream_wire::tcp::{SackBlocks, SeqNumber};
+use arrayvec::ArrayVec;
+use millstream_wire::tcp::SeqNumber;
 
 use crate::rate::RateState;
 use crate::recovery::{Probe, Prr, Rack, Undo};
@@ -81,6 +83,21 @@ impl Record {
     }
 }
 
+/// Records of one flight, up to which each new segment gets its own.
+const FINE_RECORDS: u32 = 768;
+
+/// Beyond so many records, new ones stand for more segments at a time.
+const MERGED_SEGMENTS: [(u32, u16); 2] = [(FINE_RECORDS + 128, 16), (FINE_RECORDS + 256, 256)];
+
+/// Most records of one flight: what is cut for losses and selective acknowledgements comes on top.
+pub(crate) const RECORDS_MAX: u32 = 2_048;
+
+/// Most selective blocks in an ACK.
+pub(crate) const BLOCKS_MAX: usize = 4;
+
+/// Ranges of numbers, ascending and apart from each other.
+pub(crate) type Ranges = ArrayVec<(SeqNumber, SeqNumber), BLOCKS_MAX>;
+
 /// The records of a shard.
 #[derive(Debug)]
 pub(crate) struct Records {
@@ -134,12 +151,6 @@ impl Records {
     }
 }
 
-/// Records of a flight that stand for a segment each; beyond them they get coarser.
-const COUNT_FINE: u32 = 4096;
-
-/// Segments that a record of a long flight stands for at most.
-const SEGMENTS_COARSE: u16 = 16;
-
 /// What a connection knows about its data in flight.
 #[derive(Debug)]
 pub(crate) struct Flight {
@@ -149,13 +160,13 @@ pub(crate) struct Flight {
     pub(crate) oldest: u32,
     newest: u32,
     order: u32,
+    /// How many records there are.
+    count: u32,
+    /// What the ACK before acknowledged selectively, all of which the records tell.
+    pub(crate) known: Ranges,
     /// Where the last block of SACKs began, and where lost segments may wait.
     pub(crate) sack_hint: u32,
     pub(crate) lost_hint: u32,
-    /// The blocks of the last ACK: what they cover need not be looked at again.
-    pub(crate) seen: SackBlocks,
-    /// Records.
-    count: u32,
     /// Bytes and segments that the peer has beyond what it acknowledged cumulatively. Without SACK
     /// they are guessed from duplicate ACKs.
     pub(crate) sacked_bytes: u32,
@@ -189,10 +200,10 @@ impl Flight {
             oldest: NIL,
             newest: NIL,
             order: 0,
+            count: 0,
+            known: Ranges::new(),
             sack_hint: NIL,
             lost_hint: NIL,
-            seen: SackBlocks::EMPTY,
-            count: 0,
             sacked_bytes: 0,
             sacked_segments: 0,
             lost_bytes: 0,
@@ -243,9 +254,8 @@ impl Flight {
         now_us: u32,
         tx_flight: u32,
     ) {
-        if self.count >= COUNT_FINE && self.joins_tail(records, start, now_us) {
-            self.merge_into_tail(records, end, now_us);
-            return;
+        if self.count >= FINE_RECORDS && self.merges_next(records) {
+            return self.merge_into_tail(records, end, now_us);
         }
         let rate = &self.rate;
         let app_limited = rate.app_limited_until != 0;
@@ -280,19 +290,17 @@ impl Flight {
         }
     }
 
-    /// Whether a long flight lets its last record stand for one segment more.
+    /// Whether the last record is to stand for the next segment too.
     #[cold]
-    fn joins_tail(&self, records: &Records, start: SeqNumber, now_us: u32) -> bool {
-        records.get(self.tail).is_some_and(|tail| {
-            tail.end == start
-                && tail.segments < SEGMENTS_COARSE
-                && now_us.wrapping_sub(tail.sent_us) < 1_000
-                && !tail.is(Fate::SACKED | Fate::LOST | Fate::EVER_RESENT)
-        })
+    fn merges_next(&self, records: &Records) -> bool {
+        let bound = MERGED_SEGMENTS.iter().find(|(count, _)| self.count < *count);
+        let Some((_, segments)) = bound else { return true };
+        let told_apart = Fate::SACKED | Fate::LOST | Fate::RESENT | Fate::EVER_RESENT;
+        self.last(records).is_some_and(|last| !last.is(told_apart) && last.segments < *segments)
     }
 
     /// For want of a record the last one stands for more. If there is none at all, the numbers are
-    /// not recorded: they can be acknowledged, and time out.
+    /// not recorded, and the flight is to be closed.
     #[cold]
     fn merge_into_tail(&mut self, records: &mut Records, end: SeqNumber, now_us: u32) {
         let tail = self.tail;
@@ -308,6 +316,7 @@ impl Flight {
         }
         if fate.contains(Fate::SACKED) {
             // Not all of it is there any more.
+            self.known.clear();
             record.fate.remove(Fate::SACKED);
             let (len, segments) = (record.len(), u32::from(record.segments));
             self.sacked_bytes -= (len - added).min(self.sacked_bytes);
@@ -390,15 +399,15 @@ impl Flight {
         if self.lost_hint == index {
             self.lost_hint = next;
         }
-        records.remove(index);
         self.count -= 1;
+        records.remove(index);
     }
 
     /// Cuts a record in two at `at`, which lies within it; `false` if there is no record for the
-    /// upper part.
+    /// upper part, or the flight has had its share of them.
     pub(crate) fn split(&mut self, records: &mut Records, index: u32, at: SeqNumber) -> bool {
         let Some(&record) = records.get(index) else { return false };
-        if at.le(record.start) || at.ge(record.end) {
+        if at.le(record.start) || at.ge(record.end) || self.count >= RECORDS_MAX {
             return false;
         }
         // Segments of a record are of like size, but for the last.
@@ -411,12 +420,12 @@ impl Flight {
             segments: record.segments.saturating_sub(below).max(1),
             ..record
         };
+        let Some(new) = records.insert(upper) else { return false };
+        self.count += 1;
         if record.is(Fate::SACKED) {
             let more = u32::from(below) + u32::from(upper.segments) - u32::from(record.segments);
             self.sacked_segments += more;
         }
-        let Some(new) = records.insert(upper) else { return false };
-        self.count += 1;
         match records.get_mut(record.next) {
             Some(next) => next.prev = new,
             None => self.tail = new,
@@ -465,6 +474,7 @@ impl Flight {
             index = next;
         }
         self.head = NIL;
+        self.count = 0;
     }
 }
 

@@ -438,14 +438,13 @@ impl Tcb {
         // RFC 9293 section 3.10.7.4, fifth check, and besides: what acknowledges more than anything
         // before is the latest word on the window, even if its data is old. Kept as it was, the window
         // would move on with SND.UNA, beyond what the peer has allowed.
-        let (wl1, was_closed) = (self.snd_wl1, self.snd_wnd == 0);
+        let (wl1, closed) = (self.snd_wl1, self.snd_wnd == 0);
         if advances || wl1.lt(seq) || (wl1 == seq && ack == self.snd_una) {
             self.set_window(header);
             self.snd_wl1 = wl1.max(seq);
         }
         if self.marks.contains(Marks::NEW_FIRST) {
-            // Not before the window is what the peer says now.
-            self.settle_new_first(env);
+            self.push_new(env);
         }
         if self.facts.contains(Facts::PERSIST) {
             // The peer answers: it may keep its window closed as long as it likes (RFC 9293 section
@@ -466,9 +465,10 @@ impl Tcb {
                 if self.snd_una != self.snd_max && self.snd_nxt == self.snd_max {
                     self.arm_retransmit(env);
                 }
-            }
-            if was_closed && self.snd_wnd != 0 && self.facts.contains(Facts::PERSIST) {
-                // From the time of probes to that of the override (RFC 9293 section 3.8.6.2.1).
+            } else if closed && self.snd_wnd != 0 {
+                // Too little to be used at once: from now on the override time-out counts (RFC 9293
+                // section 3.8.6.2.1), and not that of probes, which may be minutes.
+                self.backoff = 0;
                 self.retransmit_at = Instant::FAR_FUTURE;
             }
             self.bound_orphan(env);

@@ -23,6 +23,7 @@
 //! | `pacing` | segments clocked out at a rate |
 //! | `ecn` | RFC 3168, RFC 8257 |
 //! | `buffers` | buffers that grow |
+//! | `mtu` | segments no larger than the path carries: RFC 1191, RFC 8201, RFC 4821 |
 //! | `times` | how long a sender was busy, and what held it back |
 //! | `congestion` | how large the congestion window is, behind one trait: CUBIC, NewReno, BBR, DCTCP |
 //! | `rtt` | RFC 6298 |

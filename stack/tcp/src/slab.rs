@@ -48,8 +48,9 @@ pub struct SliceSlab {
     used: usize,
     ahead: usize,
     /// What is known about data in flight. It lives here since it is shared and bounded like the
-    /// slices: data in flight is data in a send queue, so that there are never more flights than
-    /// nodes in use.
+    /// slices: as many flights as nodes suit data in flight, which is data in a send queue. Those
+    /// connections whose congestion controllers measure keep theirs when idle; who gets none recovers
+    /// by time-outs.
     pub(crate) flights: Flights,
 }
 

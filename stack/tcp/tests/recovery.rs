@@ -264,14 +264,10 @@ fn blocks_that_make_no_sense_are_passed_over() {
         give(&mut pair, 3_000, &blocks);
         assert_eq!(held(&pair), (0, 0, 7_000), "{blocks:?}");
     }
-    // In the middle of segments: whole ones alone count.
-    let records = pair.ends[0].slab.records_used();
-    give(&mut pair, 3_000, &[(4_500, 5_500), (4_700, 5_200)]);
-    assert_eq!(held(&pair).2, 7_000);
+    // In the middle of segments, and twice: only the whole one in between counts.
+    give(&mut pair, 3_000, &[(4_500, 6_500), (4_700, 5_200)]);
     give(&mut pair, 3_000, &[(4_500, 6_500)]);
-    give(&mut pair, 3_000, &[(4_500, 6_500), (4_000, 7_100)]);
-    assert_eq!(held(&pair).2, 4_000);
-    assert!(pair.ends[0].slab.records_used() <= records);
+    assert_eq!(held(&pair), (1, 0, 6_000));
     give(&mut pair, 10_000, &[]);
     assert_eq!(held(&pair), (0, 0, 0));
     pair.release();
@@ -281,9 +277,8 @@ fn blocks_that_make_no_sense_are_passed_over() {
 #[test]
 fn nothing_fails_without_memory_for_records() {
     for slices in [2, 3, 5, 9] {
-        for (rack, congestion) in Algorithm::ALL.into_iter().flat_map(|a| [(true, a), (false, a)]) {
-            let config = || Config { congestion, ..with_rack(rack) };
-            let mut pair = Pair::new(config(), config());
+        for rack in [true, false] {
+            let mut pair = Pair::new(with_rack(rack), with_rack(rack));
             pair.ends[0].slab = SliceSlab::with_capacity(slices);
             pair.faults.loss_per_mille = 50;
             pair.rng = Rng::new(slices as u64);
@@ -296,34 +291,6 @@ fn nothing_fails_without_memory_for_records() {
             pair.release();
         }
     }
-}
-
-/// A peer that acknowledges single bytes takes no records from others.
-#[test]
-fn acknowledged_bytes_cut_no_records() {
-    let mut pair = scripted(with_rack(true));
-    pair.ends[0].send(pair.now, &stream(10_000, 1));
-    sends(&mut pair);
-    for at in (1_001..9_998).step_by(6) {
-        give(&mut pair, 0, &[(at, at + 1), (at + 2, at + 3), (at + 4, at + 5)]);
-    }
-    assert!(pair.ends[0].slab.records_used() <= 20, "{}", pair.ends[0].slab.records_used());
-    pair.release();
-}
-
-/// RFC 5682 section 2.1, step 2: what waits for more, by Nagle's rule, is no new data that could tell
-/// a needless time-out: the repair goes on.
-#[test]
-fn a_time_out_does_not_wait_for_what_may_not_be_sent() {
-    let mut pair = scripted(Config { rack: false, ..with_rack(true) });
-    pair.ends[0].send(pair.now, &stream(3_000, 1));
-    assert_eq!(sends(&mut pair).len(), 3);
-    pair.ends[0].send(pair.now, &stream(100, 2));
-    pair.now = pair.ends[0].tcb.as_ref().unwrap().deadline();
-    pair.ends[0].timer(pair.now);
-    assert_eq!(sends(&mut pair), [(0, 1_000)]);
-    assert_eq!(give(&mut pair, 1_000, &[]).first(), Some(&(1_000, 1_000)));
-    pair.release();
 }
 
 /// Any pattern of loss, reordering and duplication, with RACK and without: the stream arrives,
@@ -482,8 +449,8 @@ fn what_has_no_record_is_sent_before_what_has_one() {
     }
 }
 
-/// Less than a segment is new when a time-out is to be judged by new data (RFC 5682): it goes, or the
-/// lost goes, and no second time-out is waited for.
+/// Less than a segment is new when a time-out is to be judged by new data (RFC 5682): Nagle's
+/// algorithm does not keep it back, a window that takes none of it does, and then the lost goes first.
 #[test]
 fn a_time_out_is_judged_whatever_is_new() {
     for (nodelay, cork) in [(false, false), (true, false), (false, true)] {

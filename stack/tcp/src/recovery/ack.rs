@@ -3,9 +3,10 @@
 use millstream_wire::tcp::{Header, SackBlocks, SeqNumber};
 
 use crate::congestion::{Ack, Controller, Signal};
+use crate::flight::{BLOCKS_MAX, Ranges};
 use crate::recovery::CongestionState;
 use crate::recovery::rack::REO_WINDOW_PERSIST;
-use crate::recovery::scoreboard::Progress;
+use crate::recovery::scoreboard::{Progress, in_order};
 use crate::slab::NIL;
 use crate::tcb::{Env, Facts, Marks, TICK_NANOS, Tcb};
 
@@ -195,41 +196,15 @@ impl Tcb {
             }
         }
         let Some((flight, records)) = env.slices.flights.get_mut(self.flight) else { return };
-        if flight.sacked_bytes == 0 {
-            // Of an earlier time: numbers come round again.
-            flight.seen = SackBlocks::EMPTY;
-        }
-        let seen = flight.seen;
-        let mut now = SackBlocks::EMPTY;
-        let mut fresh = [(una, una); 4];
-        for ((start, end), fresh) in blocks.iter().zip(&mut fresh) {
+        let mut ranges = Ranges::new();
+        for (start, end) in blocks.iter().take(BLOCKS_MAX) {
             // What was never sent, or is acknowledged, was made up or is old.
-            if start.ge(*end) || end.gt(max) || start.ge(max) || end.le(una) {
-                continue;
-            }
-            now.push(*start, *end);
-            let (mut start, mut end) = (start.max(una), *end);
-            for (low, high) in seen.as_slice() {
-                // Only whole segments were counted.
-                let (low, high) = (*low, *high - mss.min(high.bytes_since(*low)));
-                if low.le(start) && high.gt(start) {
-                    start = high.min(end);
-                }
-                let low = low + mss;
-                if low.lt(end) && high.ge(end) {
-                    end = low.max(start);
-                }
-            }
-            *fresh = (start, end);
-        }
-        // One walk upwards.
-        fresh.sort_unstable_by_key(|(start, _)| start.bytes_since(una));
-        for (start, end) in fresh {
-            if start.lt(end) {
-                flight.sack(records, (start, end), mss, now_us, min_rtt_us, progress);
+            if start.lt(*end) && end.le(max) && start.lt(max) && end.gt(una) {
+                ranges.push((start.max(una), *end));
             }
         }
-        flight.seen = now;
+        in_order(&mut ranges);
+        flight.sack(records, &ranges, mss, now_us, min_rtt_us, progress);
     }
 
     fn take_dsack(

@@ -124,6 +124,18 @@ impl Tcb {
         }
     }
 
+    /// As [`Self::open_flight`], and the flight tells of the oldest number that is out: one that was
+    /// open and empty when no record was to be had does not.
+    pub(crate) fn open_whole_flight(&mut self, env: &mut Env<'_>) -> bool {
+        let una = self.snd_una;
+        if let Some((flight, records)) = env.slices.flights.get(self.flight)
+            && records.get(flight.head).is_none_or(|head| head.start != una)
+        {
+            self.close_flight(env);
+        }
+        self.open_flight(env)
+    }
+
     /// Sees to what the congestion controller wants to be told.
     pub(crate) fn serve_controller(&mut self, env: &mut Env<'_>) {
         let every = self.congestion.wants_every_ack() || self.congestion.wants_rate_samples();
@@ -200,6 +212,14 @@ impl Tcb {
             flight.usage_seq = end;
         }
         flight.push(records, (start, end), now_us, tx_flight);
+        if flight.head == NIL {
+            // As if there were no memory for a flight: what comes next would stand for the oldest.
+            self.close_flight(env);
+            env.stats.flight_full += 1;
+            self.sent_64ns = env.now_64ns();
+            self.facts.remove(Facts::TIMING);
+            return;
+        }
         flight.prr.out = flight.prr.out.saturating_add(count);
         if last && !full && flight.waiting_bytes == 0 {
             flight.rate.limited_by_application(tx_flight);
@@ -374,11 +394,8 @@ impl Tcb {
         self.facts.remove(Facts::TIMING);
         self.marks.remove(Marks::NEW_FIRST);
         self.reo_persist = self.reo_persist.saturating_sub(u8::from(!repeated));
-        // For want of memory what is known may begin behind what is missing.
-        if self.flight != NIL && !self.head_is_known(env) {
-            self.close_flight(env);
-        }
-        if !self.open_flight(env) {
+        let state = self.ca_state;
+        if !self.open_whole_flight(env) {
             let now_us = env.now.as_micros();
             self.congestion.on_timeout(&mut self.window, flight_bytes, mss, !repeated, now_us);
             self.facts.insert(Facts::TX_AGAIN);
@@ -387,7 +404,7 @@ impl Tcb {
             return;
         }
         let rack = self.facts.contains(Facts::SACK) && env.config.rack;
-        let (una, state) = (self.snd_una, self.ca_state);
+        let una = self.snd_una;
         let mut progress = Progress::default();
         let mut reduces = true;
         if let Some((flight, records)) = env.slices.flights.get_mut(self.flight) {
@@ -422,8 +439,8 @@ impl Tcb {
             reduces,
             env.now.as_micros(),
         );
-        // Who owns the window wants this too (draft-ietf-ccwg-bbr-06 section 5.6.4.4): else what is
-        // not held for lost would let nothing go.
+        // What was sent too recently to be lost is in flight still, and one segment goes beside it,
+        // whoever owns the window.
         self.window.cwnd = self.pipe() + mss;
         self.ca_state = CongestionState::Loss;
         self.queue_cwr();
@@ -432,18 +449,23 @@ impl Tcb {
         self.sync_flight(env);
     }
 
-    /// New data is to tell whether a time-out was spurious. If none can be sent, be it for the window
-    /// or for Nagle's algorithm, the lost goes first after all (RFC 5682 section 2.1, step 2).
+    /// New data is to tell whether a time-out was spurious: Nagle's algorithm and a cork do not keep it
+    /// back. If the window does, the lost goes first after all (RFC 5682 section 2.1, step 2.b).
     #[cold]
-    pub(crate) fn settle_new_first(&mut self, env: &mut Env<'_>) {
-        if self.sendable() != 0 {
+    pub(crate) fn push_new(&mut self, env: &mut Env<'_>) {
+        if self.marks.contains(Marks::PACE_WAIT) || self.sendable() != 0 {
             return;
         }
-        self.marks.remove(Marks::NEW_FIRST);
-        if let Some((flight, _)) = env.slices.flights.get_mut(self.flight) {
-            flight.undo.frto = false;
+        let flush = self.marks.contains(Marks::FLUSH);
+        self.marks.insert(Marks::FLUSH);
+        if self.sendable() == 0 {
+            self.marks.set(Marks::FLUSH, flush);
+            self.marks.remove(Marks::NEW_FIRST);
+            if let Some((flight, _)) = env.slices.flights.get_mut(self.flight) {
+                flight.undo.frto = false;
+            }
+            self.sync_flight(env);
         }
-        self.sync_flight(env);
     }
 
     /// The path carries no more than `mss`: what is larger did not arrive, though not for congestion.
@@ -474,13 +496,6 @@ impl Tcb {
         self.sync_flight(env);
     }
 
-    /// Whether the oldest number has a record.
-    pub(crate) fn head_is_known(&self, env: &Env<'_>) -> bool {
-        env.slices.flights.get(self.flight).is_some_and(|(flight, records)| {
-            records.get(flight.head).is_some_and(|head| head.start == self.snd_una)
-        })
-    }
-
     /// Sends a lost segment again; `false` if there turned out to be none.
     #[cold]
     pub(crate) fn resend_lost(&mut self, env: &mut Env<'_>, out: &mut Segment) -> bool {
@@ -496,6 +511,7 @@ impl Tcb {
     }
 
     /// Sends a record again, or as much of it as a segment holds; `false` if there is none.
+    #[must_use]
     pub(crate) fn resend(&mut self, env: &mut Env<'_>, out: &mut Segment, index: u32) -> bool {
         let Some(record) = env.slices.flights.records.get(index).copied() else { return false };
         let seq = record.start;

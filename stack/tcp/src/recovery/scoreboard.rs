@@ -2,7 +2,7 @@
 
 use millstream_wire::tcp::SeqNumber;
 
-use crate::flight::{Fate, Flight, Record, Records};
+use crate::flight::{Fate, Flight, Ranges, Record, Records};
 use crate::rate::RateStart;
 use crate::slab::NIL;
 
@@ -35,6 +35,38 @@ pub(crate) struct Progress {
     pub(crate) rate: Option<RateStart>,
     /// The timer was set, since more will be known about losses in a while.
     pub(crate) timer_set: bool,
+}
+
+/// What of a record the numbers from `start` up to `end` cover in whole segments. No receiver keeps
+/// a part of one; who says so could have a record made of every byte.
+fn covered(
+    record: &Record,
+    start: SeqNumber,
+    end: SeqNumber,
+    mss: u32,
+) -> Option<(SeqNumber, SeqNumber)> {
+    let (mut low, mut high) = (record.start, record.end);
+    if start.gt(low) {
+        low += start.bytes_since(low).div_ceil(mss).saturating_mul(mss);
+    }
+    if end.lt(high) {
+        high = record.start + end.bytes_since(record.start) / mss * mss;
+    }
+    let whole = (low, high) == (record.start, record.end);
+    (low.lt(high) && (whole || record.segments > 1)).then_some((low, high))
+}
+
+/// `blocks` in ascending order, those that touch made one.
+pub(crate) fn in_order(blocks: &mut Ranges) {
+    blocks.sort_unstable_by(|first, second| first.0.distance(second.0).cmp(&0));
+    let mut ranges = Ranges::new();
+    for (start, end) in blocks.drain(..) {
+        match ranges.last_mut() {
+            Some(last) if start.le(last.1) => last.1 = last.1.max(end),
+            _ => ranges.push((start, end)),
+        }
+    }
+    *blocks = ranges;
 }
 
 impl Flight {
@@ -131,61 +163,92 @@ impl Flight {
         }
     }
 
-    /// The peer has the numbers from `start` up to `end`, all of which are out.
+    /// The peer has what lies in `blocks`, all of which is out. What the ACK before said already costs
+    /// nothing; the rest takes one walk.
     pub(crate) fn sack(
         &mut self,
         records: &mut Records,
-        (start, end): (SeqNumber, SeqNumber),
+        blocks: &Ranges,
         mss: u32,
         now_us: u32,
         min_rtt_us: u32,
         progress: &mut Progress,
     ) {
-        let mut index = match records.get(self.sack_hint) {
-            Some(hint) if hint.start.le(start) => self.sack_hint,
-            _ => self.head,
-        };
+        if self.sacked_bytes == 0 {
+            // Of an earlier time, or taken back.
+            self.known.clear();
+        }
         // What was the highest when this ACK came is what "late" is measured by.
         let fack = self.fack;
-        while let Some(&record) = records.get(index) {
-            if record.start.ge(end) {
-                break;
+        let known = std::mem::take(&mut self.known);
+        let (mut at, mut complete) = (None, true);
+        for &(start, end) in blocks {
+            let from =
+                known.iter().fold(
+                    start,
+                    |from, (low, high)| {
+                        if low.le(from) && high.gt(from) { *high } else { from }
+                    },
+                );
+            if from.ge(end) {
+                continue;
             }
-            if record.end.le(start) || record.is(Fate::SACKED) {
-                if record.end.gt(start) {
+            let mut index = at.unwrap_or_else(|| match records.get(self.sack_hint) {
+                Some(hint) if hint.start.le(from) => self.sack_hint,
+                _ => self.head,
+            });
+            while let Some(&record) = records.get(index) {
+                if record.start.ge(end) {
+                    break;
+                }
+                if record.is(Fate::SACKED) {
                     self.sack_hint = index;
                 }
-                index = record.next;
-                continue;
-            }
-            // Only whole segments count, or a peer could have records without end, and take them from
-            // all others, by acknowledging bytes.
-            let below = start.distance(record.start).max(0) as u32;
-            let low = below.next_multiple_of(mss);
-            let mut high = record.len();
-            if record.end.gt(end) {
-                high = end.bytes_since(record.start) / mss * mss;
-            }
-            if low >= high || (record.segments == 1 && high - low < record.len()) {
-                index = record.next;
-                continue;
-            }
-            if low != 0 {
-                // Without a record for the rest it stays unknown that the peer has it.
-                let split = self.split(records, index, record.start + low);
-                let Some(lower) = records.get(index) else { break };
-                index = lower.next;
-                if !split {
+                let covered = if record.end.le(from) || record.is(Fate::SACKED) {
+                    None
+                } else {
+                    covered(&record, start, end, mss)
+                };
+                let cut = covered.and_then(|(low, high)| {
+                    // Without a record for the rest it stays unknown that the peer has it.
+                    let cut = self.cut_out(records, index, low, high);
+                    complete &= cut.is_some();
+                    cut
+                });
+                let Some(cut) = cut else {
+                    if record.end.gt(end) {
+                        break;
+                    }
+                    index = record.next;
                     continue;
-                }
+                };
+                index = self.sack_record(records, cut, fack, now_us, min_rtt_us, progress);
+                self.sack_hint = index;
+                index = records.get(index).map_or(NIL, |record| record.next);
             }
-            if high != record.len() && !self.split(records, index, record.start + high) {
-                break;
-            }
-            index = self.sack_record(records, index, fack, now_us, min_rtt_us, progress);
-            self.sack_hint = index;
-            index = records.get(index).map_or(NIL, |record| record.next);
+            at = Some(index);
         }
+        if complete {
+            self.known = blocks.clone();
+        }
+    }
+
+    /// Makes the numbers from `low` up to `high`, which lie in one record, a record of their own.
+    fn cut_out(
+        &mut self,
+        records: &mut Records,
+        mut index: u32,
+        low: SeqNumber,
+        high: SeqNumber,
+    ) -> Option<u32> {
+        let record = *records.get(index)?;
+        if low != record.start {
+            if !self.split(records, index, low) {
+                return None;
+            }
+            index = records.get(index)?.next;
+        }
+        (high == record.end || self.split(records, index, high)).then_some(index)
     }
 
     /// One record is selectively acknowledged as a whole. Returns where it is now.
@@ -371,7 +434,6 @@ impl Flight {
     ) -> bool {
         let reneged = records.get(self.head).is_some_and(|head| head.is(Fate::SACKED));
         if reneged {
-            self.seen = Default::default();
             self.sacked_bytes = 0;
             self.sacked_segments = 0;
         }
@@ -412,3 +474,6 @@ impl Flight {
         self.lost_hint = NIL;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -81,7 +81,7 @@ impl Tcb {
         if self.snd_una == self.snd_max || !self.state.transmits() {
             return false;
         }
-        if self.retries != 0 || !self.open_flight(env) || !self.head_is_known(env) {
+        if self.retries != 0 || !self.open_whole_flight(env) {
             return self.transmit_first(env, out);
         }
         // New data is the better probe (RFC 8985 section 7.3), if the peer takes it.
@@ -93,7 +93,7 @@ impl Tcb {
             let Some((flight, _)) = env.slices.flights.get_mut(self.flight) else { return false };
             let last = flight.last_index();
             if !self.resend_last(env, out, last) {
-                return self.transmit_first(env, out);
+                return false;
             }
         } else {
             self.transmit_data(env, out, count);
@@ -108,6 +108,7 @@ impl Tcb {
     }
 
     /// Sends the last segment again, and no more of the last record than that.
+    #[must_use]
     fn resend_last(&mut self, env: &mut Env<'_>, out: &mut Segment, mut index: u32) -> bool {
         let mss = u32::from(self.mss);
         if let Some((flight, records)) = env.slices.flights.get_mut(self.flight)

@@ -380,7 +380,7 @@ impl Controller for Bbr {
         self.in_recovery = false;
     }
 
-    /// OnEnterRTO. All that was out counts as lost, so nothing is in flight.
+    /// OnEnterRTO. What is in flight all the same, sent too recently to be lost, the caller adds.
     fn on_timeout(
         &mut self,
         window: &mut Window,
