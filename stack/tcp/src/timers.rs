@@ -13,6 +13,7 @@ impl Tcb {
     /// Does what is due at `env.now`; nothing if nothing is.
     pub fn on_timer(&mut self, env: &mut Env<'_>) -> Events {
         let mut events = Events::empty();
+        let paced = self.marks.contains(Marks::PACE_WAIT);
         self.end_pace_wait(env);
         if self.ack_at <= env.now {
             self.ack_at = Instant::FAR_FUTURE;
@@ -33,6 +34,10 @@ impl Tcb {
         }
         if self.state == State::Closed && events.contains(Events::CLOSED) {
             self.facts.insert(Facts::TOLD_CLOSED);
+        }
+        if paced && !self.marks.contains(Marks::PACE_WAIT) {
+            // The window may have closed while the rate held data back.
+            self.arm_persist_if_stalled(env);
         }
         events.set(Events::TRANSMIT, self.wants_transmit());
         events
