@@ -1,6 +1,6 @@
 //! One core: the poll loop.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::future::Future;
 use std::rc::Rc;
 use std::time::Duration;
@@ -9,10 +9,12 @@ use arrayvec::ArrayVec;
 use millstream_buf::Arena;
 use millstream_disk::{Completion, DiskQueue};
 use millstream_link::{Link, LinkStats, RxBurst};
-use millstream_timer::{Clock, Instant};
+use millstream_timer::{Backup, Clock, Instant, SignalTimer, TriggerSource};
 
-use crate::config::ShardConfig;
+use crate::config::{Polling, ShardConfig, TimerSource};
 use crate::executor::Executor;
+use crate::idle::Rest;
+use crate::poll::Poller;
 use crate::stack::{Inner, Stack};
 use crate::state::State;
 
@@ -21,7 +23,8 @@ use crate::state::State;
 pub enum Idle {
     /// Polls on at full speed.
     Spin,
-    /// Polls for a while, then sleeps for short times, so that an idle shard leaves the core to others.
+    /// Polls for a while, then sleeps: until the device interrupts it where it can, else for short
+    /// times. So an idle shard leaves the core to others.
     #[default]
     Adaptive,
 }
@@ -31,16 +34,19 @@ const SCARCITY_TURNS: u64 = 16;
 /// The part of the link's buffers of which less is few.
 const SCARCE_PART: usize = 4;
 
-/// How long an adaptive loop polls in vain before it sleeps.
-const SPIN_NANOS: u64 = 200_000;
-/// How long it sleeps at most: what an unexpected frame may have to wait.
-const SLEEP_NANOS_MAX: u64 = 50_000;
+/// The time that a turn may take before its reading of the clock is out of date: if the earliest
+/// deadline is further away, a trigger point within the turn need not look.
+const NEAR_NANOS: u64 = 50_000;
+/// Between two looks whether the clock runs right.
+const CLOCK_CHECK_NANOS: u64 = 1_000_000_000;
 
 /// What a turn found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Turn {
     /// Frames, timers, completions and tasks that were served.
     pub work: usize,
+    /// The frames among them.
+    pub frames: usize,
 }
 
 /// A shard: one link queue, one disk queue, one clock, and all connections, timers, and tasks that
@@ -49,11 +55,26 @@ pub struct Turn {
 /// Each [`turn`](Self::turn) does what there is to do once:
 /// frames in, channels, timers, disk completions, tasks, segments out.
 pub struct Shard<L: Link, C: Clock> {
-    stack: Stack,
-    link: L,
-    clock: C,
+    pub(crate) stack: Stack,
+    pub(crate) link: L,
+    pub(crate) clock: C,
     burst: RxBurst,
     completions: ArrayVec<Completion, 32>,
+    clock_check_at: Instant,
+    /// The turn is one with statistics, a quota, or a baseline: everything but the straight way.
+    special: bool,
+    /// Decides when to poll, if not in each turn.
+    pub(crate) poller: Option<Box<Poller>>,
+    /// Frames that wait for turns of their own, if each gets one.
+    one_by_one: Option<Box<RxBurst>>,
+    alarm: Option<Box<Alarm>>,
+    pub(crate) rest: Rest,
+}
+
+/// Timers by signals, the baseline.
+struct Alarm {
+    timer: SignalTimer,
+    set_for: Instant,
 }
 
 impl<L: Link, C: Clock> Shard<L, C> {
@@ -67,15 +88,40 @@ impl<L: Link, C: Clock> Shard<L, C> {
     ) -> Self {
         let executor = Executor::new(config.limits.tasks);
         let now = clock.now();
+        let poller = match config.polling {
+            Polling::Quota(quota) => Some(Box::new(Poller::new(quota, now))),
+            Polling::Spin | Polling::Interrupt => None,
+        };
+        let one_by_one = (config.polling == Polling::Interrupt).then(Box::default);
+        let alarm = match config.timers {
+            TimerSource::Soft => None,
+            TimerSource::Signal => Alarm::new(),
+        };
+        let special = config.trace_triggers
+            || poller.is_some()
+            || one_by_one.is_some()
+            || alarm.is_some();
         let state = State::new(config, link.capabilities().clone(), arena, disk, now);
-        let inner = Inner { state: RefCell::new(state), executor };
+        let inner = Inner { state: RefCell::new(state), executor, backup: OnceCell::new() };
         Self {
             stack: Stack(Rc::new(inner)),
             link,
             clock,
             burst: RxBurst::new(),
             completions: ArrayVec::new(),
+            clock_check_at: now.plus_nanos(CLOCK_CHECK_NANOS),
+            special,
+            poller,
+            one_by_one,
+            alarm,
+            rest: Rest::default(),
         }
+    }
+
+    /// Gives the loop of [`Self::block_on`] a backup, once: ticks while application code holds it up.
+    pub fn set_backup(&mut self, backup: Backup) {
+        // A second one ends at once.
+        let _ = self.stack.0.backup.set(backup);
     }
 
     /// The application's handle.
@@ -96,26 +142,74 @@ impl<L: Link, C: Clock> Shard<L, C> {
     /// One turn of the loop.
     #[inline]
     pub fn turn(&mut self) -> Turn {
-        self.link.rx_burst(&mut self.burst);
+        if self.special { self.special_turn() } else { self.turn_as::<false>() }
+    }
+
+    #[inline(never)]
+    fn special_turn(&mut self) -> Turn {
+        let segments = self.rest.woke.map(|(_, segments)| segments);
+        let turn = self.turn_as::<true>();
+        let mut state = self.stack.0.state.borrow_mut();
+        let state = &mut *state;
+        if turn.frames > 0 && (self.poller.is_some() || state.triggers.is_some()) {
+            let now = self.clock.now();
+            if let Some(poller) = &mut self.poller {
+                poller.served(turn.frames, now.nanos_since(state.now));
+            }
+            if let Some(stats) = &mut state.triggers {
+                stats.pass(TriggerSource::Tx, now);
+                let sent = state.metrics.tcp_segments_out;
+                if let Some((woke, _)) = self.rest.woke.take_if(|_| segments != Some(sent)) {
+                    stats.answered(now.nanos_since(woke));
+                }
+            }
+        }
+        if let Some(alarm) = &mut self.alarm {
+            alarm.set_for(state.wheel.next_deadline(), &self.clock);
+        }
+        turn
+    }
+
+    #[inline(always)]
+    fn turn_as<const SPECIAL: bool>(&mut self) -> Turn {
+        if SPECIAL {
+            self.special_receive();
+        } else {
+            self.link.rx_burst(&mut self.burst);
+        }
         let now = self.clock.now();
         let inner = &*self.stack.0;
-        let mut work = self.burst.len();
+        let frames = self.burst.len();
+        let mut work = frames;
         {
             let mut state = inner.state.borrow_mut();
             let state = &mut *state;
             state.now = now;
-            if work == 1
+            if SPECIAL && let Some(stats) = &mut state.triggers {
+                let source =
+                    if frames > 0 { TriggerSource::RxBurst } else { TriggerSource::Idle };
+                stats.pass(source, now);
+            }
+            if frames == 1
                 && state.ready.is_empty()
                 && let Some(frame) = self.burst.pop()
             {
                 state.serve_lone(frame);
-            } else if work > 0 && state.ready.is_empty() {
-                state.serve_burst(&mut self.burst);
-            } else if work > 0 {
-                state.receive(&mut self.burst);
-                state.serve();
+                if SPECIAL {
+                    pass::<SPECIAL, C>(state, &self.clock, TriggerSource::Channel);
+                }
+            } else if frames > 0 {
+                if state.ready.is_empty() {
+                    state.serve_burst(&mut self.burst);
+                } else {
+                    state.receive(&mut self.burst);
+                    state.serve();
+                }
+                pass::<SPECIAL, C>(state, &self.clock, TriggerSource::Channel);
             }
-            if state.wheel.next_deadline() <= now {
+            if state.wheel.next_deadline() <= state.now
+                && !(SPECIAL && self.alarm.as_deref_mut().is_some_and(Alarm::is_silent))
+            {
                 work += state.fire_timers();
             }
             if state.splices.in_disk > 0 {
@@ -124,16 +218,31 @@ impl<L: Link, C: Clock> Shard<L, C> {
                 for completion in self.completions.drain(..) {
                     state.disk_completed(completion);
                 }
+                pass::<SPECIAL, C>(state, &self.clock, TriggerSource::Disk);
             }
             if !state.splices.parked.is_empty() {
                 state.resume_parked();
             }
         }
         if inner.executor.has_ready() {
-            work += inner.executor.run();
+            let (clock, soft) = (&self.clock, !SPECIAL || self.alarm.is_none());
+            work += inner.executor.run(|| {
+                let mut state = inner.state.borrow_mut();
+                let late = inner.backup.get().is_some_and(Backup::take);
+                if late {
+                    state.now = clock.now();
+                }
+                pass::<SPECIAL, C>(&mut state, clock, TriggerSource::Task);
+                if state.wheel.next_deadline() <= state.now && soft {
+                    state.fire_timers();
+                }
+            });
         }
         let mut state = inner.state.borrow_mut();
         let state = &mut *state;
+        if SPECIAL && work > frames {
+            pass::<SPECIAL, C>(state, &self.clock, TriggerSource::Task);
+        }
         if !state.output.is_empty() || !state.raw.is_empty() {
             // What waits for room on the link or for a neighbour's address is no work: the loop may sleep
             // meanwhile, and a driver of virtual time sees an end of it.
@@ -146,10 +255,31 @@ impl<L: Link, C: Clock> Shard<L, C> {
         if state.metrics.turns.is_multiple_of(SCARCITY_TURNS) {
             state.rx_scarce =
                 self.link.rx_buffers().is_some_and(|(free, total)| free < total / SCARCE_PART);
+            if now >= self.clock_check_at {
+                self.clock.check();
+                self.clock_check_at = now.plus_nanos(CLOCK_CHECK_NANOS);
+            }
         }
         state.metrics.turns += 1;
         state.metrics.busy_turns += u64::from(work > 0);
-        Turn { work }
+        Turn { work, frames }
+    }
+
+    /// Takes frames from the link when it is time to.
+    fn special_receive(&mut self) {
+        if let Some(waiting) = &mut self.one_by_one {
+            if waiting.is_empty() {
+                self.link.rx_burst(waiting);
+            }
+            self.burst.extend(waiting.pop_at(0));
+            return;
+        }
+        let Some(poller) = &mut self.poller else { return self.link.rx_burst(&mut self.burst) };
+        let now = self.clock.now();
+        if poller.is_due(now) {
+            self.link.rx_burst(&mut self.burst);
+            poller.found(self.burst.len(), now);
+        }
     }
 
     /// The earliest moment at which a timer wants to fire.
@@ -171,35 +301,71 @@ impl<L: Link, C: Clock> Shard<L, C> {
             *slot.borrow_mut() = Some(value);
         };
         self.stack.0.executor.spawn_root(task);
-        let mut idle_since = None;
         loop {
             let turn = self.turn();
-            if turn.work > 0 {
-                idle_since = None;
-                if let Some(value) = output.borrow_mut().take() {
-                    return value;
-                }
+            if turn.work > 0
+                && let Some(value) = output.borrow_mut().take()
+            {
+                return value;
+            }
+            if let Some(backup) = self.stack.0.backup.get() {
+                backup.take();
+            }
+            if self.one_by_one.is_some() {
+                self.rest_for_each(turn);
             } else if idle == Idle::Adaptive {
-                self.rest(&mut idle_since);
+                self.rest(turn);
             }
         }
     }
 
-    /// Nothing to do: sleeps if that has been so for a while.
-    fn rest(&self, idle_since: &mut Option<Instant>) {
-        let (now, deadline, disk_busy, blocked) = {
-            let state = self.stack.state();
-            let blocked = !state.output.is_empty() || !state.raw.is_empty();
-            (state.now, state.wheel.next_deadline(), state.splices.in_disk > 0, blocked)
-        };
-        let since = *idle_since.get_or_insert(now);
-        if now.nanos_since(since) < SPIN_NANOS || disk_busy || blocked {
-            std::hint::spin_loop();
-            return;
+    /// Whether the loop waits for a signal of the device instead of spinning.
+    pub(crate) fn interrupts(&self) -> bool {
+        self.one_by_one.is_some()
+    }
+}
+
+/// A trigger point within a turn: reads the clock if a deadline may have come meanwhile, which is
+/// one comparison as a rule.
+#[inline(always)]
+fn pass<const SPECIAL: bool, C: Clock>(state: &mut State, clock: &C, source: TriggerSource) {
+    if SPECIAL && state.triggers.is_some() {
+        state.now = clock.now();
+        if let Some(stats) = &mut state.triggers {
+            stats.pass(source, state.now);
         }
-        let nanos = deadline.nanos_since(now).min(SLEEP_NANOS_MAX);
-        if nanos > 1_000 {
-            std::thread::sleep(Duration::from_nanos(nanos));
+    } else if state.wheel.next_deadline() <= state.now.plus_nanos(NEAR_NANOS) {
+        state.now = clock.now();
+    }
+}
+
+impl Alarm {
+    /// With signals refused by the system, soft timers do.
+    fn new() -> Option<Box<Self>> {
+        match SignalTimer::new() {
+            Ok(timer) => Some(Box::new(Self { timer, set_for: Instant::FAR_FUTURE })),
+            Err(error) => {
+                tracing::warn!("no timer signals can be had ({error}): soft timers are used");
+                None
+            }
+        }
+    }
+
+    /// Whether no signal has come for the timer that is due.
+    fn is_silent(&mut self) -> bool {
+        if self.timer.take() {
+            self.set_for = Instant::FAR_FUTURE;
+        }
+        self.set_for != Instant::FAR_FUTURE
+    }
+
+    /// Asks for a signal at `deadline`.
+    fn set_for(&mut self, deadline: Instant, clock: &impl Clock) {
+        if deadline != self.set_for && deadline != Instant::FAR_FUTURE {
+            let nanos = deadline.nanos_since(clock.now());
+            // Refused, the next turn looks as if a signal had come.
+            let set = self.timer.set(Duration::from_nanos(nanos)).is_ok();
+            self.set_for = if set { deadline } else { Instant::FAR_FUTURE };
         }
     }
 }
