@@ -9,8 +9,8 @@ use std::path::Path;
 
 use millstream::buf::ArenaConfig;
 use millstream::core::{Idle, Polling, ShardConfig};
-use millstream::timer::BACKUP_HZ_MAX;
 use millstream::dpdk_port::{Device, EalConfig, MemifRole, PcapSink, PortConfig};
+use millstream::timer::BACKUP_HZ_MAX;
 use serde::{Deserialize, Serialize};
 
 use crate::error::AppError;

@@ -568,7 +568,9 @@ impl TryFrom<toml::Value> for QuotaValue {
         match &value {
             toml::Value::Integer(frames @ 1..=32) => Ok(Self(Quota::Frames(*frames as u8))),
             toml::Value::String(word) if word == "auto" => Ok(Self(Quota::Auto)),
-            other => Err(format!("the quota is {other}; set it between 1 and 32 frames, or to \"auto\"")),
+            other => {
+                Err(format!("the quota is {other}; set it between 1 and 32 frames, or to \"auto\""))
+            }
         }
     }
 }

@@ -163,7 +163,10 @@ fn values_out_of_bounds_are_refused() {
     assert!(refused("[shard]\nbackup_hz = 20000\n").contains("shard.backup_hz is 20000"));
     for quota in ["0", "33", "-1", "\"atuo\"", "true"] {
         let error = error(&format!("[shard]\nquota = {quota}\n"));
-        assert!(error.contains(&format!("the quota is {quota}; set it between 1 and 32")), "{error}");
+        assert!(
+            error.contains(&format!("the quota is {quota}; set it between 1 and 32")),
+            "{error}"
+        );
     }
 }
 

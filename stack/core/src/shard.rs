@@ -16,7 +16,7 @@ use crate::executor::Executor;
 use crate::idle::Rest;
 use crate::poll::Poller;
 use crate::stack::{Inner, Stack};
-use crate::state::State;
+use crate::state::{State, TIMERS_A_TURN};
 
 /// What the loop does when it finds nothing to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -97,10 +97,8 @@ impl<L: Link, C: Clock> Shard<L, C> {
             TimerSource::Soft => None,
             TimerSource::Signal => Alarm::new(),
         };
-        let special = config.trace_triggers
-            || poller.is_some()
-            || one_by_one.is_some()
-            || alarm.is_some();
+        let special =
+            config.trace_triggers || poller.is_some() || one_by_one.is_some() || alarm.is_some();
         let state = State::new(config, link.capabilities().clone(), arena, disk, now);
         let inner = Inner { state: RefCell::new(state), executor, backup: OnceCell::new() };
         Self {
@@ -186,8 +184,7 @@ impl<L: Link, C: Clock> Shard<L, C> {
             let state = &mut *state;
             state.now = now;
             if SPECIAL && let Some(stats) = &mut state.triggers {
-                let source =
-                    if frames > 0 { TriggerSource::RxBurst } else { TriggerSource::Idle };
+                let source = if frames > 0 { TriggerSource::RxBurst } else { TriggerSource::Idle };
                 stats.pass(source, now);
             }
             if frames == 1
@@ -210,7 +207,7 @@ impl<L: Link, C: Clock> Shard<L, C> {
             if state.wheel.next_deadline() <= state.now
                 && !(SPECIAL && self.alarm.as_deref_mut().is_some_and(Alarm::is_silent))
             {
-                work += state.fire_timers();
+                work += state.fire_timers(TIMERS_A_TURN);
             }
             if state.splices.in_disk > 0 {
                 state.disk.poll(&mut self.completions);
@@ -226,6 +223,7 @@ impl<L: Link, C: Clock> Shard<L, C> {
         }
         if inner.executor.has_ready() {
             let (clock, soft) = (&self.clock, !SPECIAL || self.alarm.is_none());
+            let mut timers_left = TIMERS_A_TURN.saturating_sub(work - frames);
             work += inner.executor.run(|| {
                 let mut state = inner.state.borrow_mut();
                 let late = inner.backup.get().is_some_and(Backup::take);
@@ -234,7 +232,7 @@ impl<L: Link, C: Clock> Shard<L, C> {
                 }
                 pass::<SPECIAL, C>(&mut state, clock, TriggerSource::Task);
                 if state.wheel.next_deadline() <= state.now && soft {
-                    state.fire_timers();
+                    timers_left -= state.fire_timers(timers_left);
                 }
             });
         }
@@ -282,9 +280,12 @@ impl<L: Link, C: Clock> Shard<L, C> {
         }
     }
 
-    /// The earliest moment at which a timer wants to fire.
+    /// The earliest moment at which a timer wants to fire, or the link is to be polled after a turn
+    /// that did not.
     pub fn next_deadline(&self) -> Instant {
-        self.stack.state().wheel.next_deadline()
+        let state = self.stack.state();
+        let poll = self.poller.as_ref().and_then(|poller| poller.next());
+        state.wheel.next_deadline().min(poll.unwrap_or(Instant::FAR_FUTURE))
     }
 
     /// Turns the loop until `future` has ended, and returns its output. Real time only: in a

@@ -36,7 +36,7 @@ pub(crate) const TOKEN_LINK: u32 = 2 << 30;
 pub(crate) const TOKEN_TIME_WAIT: u32 = 3 << 30;
 
 /// Timers fired in one turn at most, so that packets still flow when many fall due at once.
-const TIMERS_A_TURN: usize = 256;
+pub(crate) const TIMERS_A_TURN: usize = 256;
 
 /// Who is served from a channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -370,9 +370,9 @@ impl State {
 
     // ---- Time ------------------------------------------------------------------------------
 
-    /// Fires what is due. Returns how many timers that were.
-    pub fn fire_timers(&mut self) -> usize {
-        for count in 0..TIMERS_A_TURN {
+    /// Fires what is due, at most so many. Returns how many timers that were.
+    pub fn fire_timers(&mut self, most: usize) -> usize {
+        for count in 0..most {
             let Some(token) = self.wheel.pop_expired(self.now) else { return count };
             self.metrics.timers_fired += 1;
             if let Some(stats) = &mut self.triggers {
@@ -386,7 +386,7 @@ impl State {
                 _ => self.fire_time_wait_timer(),
             }
         }
-        TIMERS_A_TURN
+        most
     }
 
     fn fire_conn_timer(&mut self, number: u32) {
