@@ -67,6 +67,10 @@ pub struct Shard<L: Link, C: Clock> {
     pub(crate) poller: Option<Box<Poller>>,
     /// Frames that wait for turns of their own, if each gets one.
     one_by_one: Option<Box<RxBurst>>,
+    /// The link was asked in this turn.
+    asked: bool,
+    /// When a turn with a quota began.
+    began: Instant,
     alarm: Option<Box<Alarm>>,
     pub(crate) rest: Rest,
 }
@@ -111,6 +115,8 @@ impl<L: Link, C: Clock> Shard<L, C> {
             special,
             poller,
             one_by_one,
+            asked: false,
+            began: now,
             alarm,
             rest: Rest::default(),
         }
@@ -140,42 +146,16 @@ impl<L: Link, C: Clock> Shard<L, C> {
     /// One turn of the loop.
     #[inline]
     pub fn turn(&mut self) -> Turn {
-        if self.special { self.special_turn() } else { self.turn_as::<false>() }
-    }
-
-    #[inline(never)]
-    fn special_turn(&mut self) -> Turn {
-        let segments = self.rest.woke.map(|(_, segments)| segments);
-        let turn = self.turn_as::<true>();
-        let mut state = self.stack.0.state.borrow_mut();
-        let state = &mut *state;
-        if turn.frames > 0 && (self.poller.is_some() || state.triggers.is_some()) {
-            let now = self.clock.now();
-            if let Some(poller) = &mut self.poller {
-                poller.served(turn.frames, now.nanos_since(state.now));
-            }
-            if let Some(stats) = &mut state.triggers {
-                stats.pass(TriggerSource::Tx, now);
-                let sent = state.metrics.tcp_segments_out;
-                if let Some((woke, _)) = self.rest.woke.take_if(|_| segments != Some(sent)) {
-                    stats.answered(now.nanos_since(woke));
-                }
-            }
-        }
-        if let Some(alarm) = &mut self.alarm {
-            alarm.set_for(state.wheel.next_deadline(), &self.clock);
-        }
-        turn
-    }
-
-    #[inline(always)]
-    fn turn_as<const SPECIAL: bool>(&mut self) -> Turn {
-        if SPECIAL {
-            self.special_receive();
-        } else {
+        // Of each thing that is done there is one place in the code, so that it can be inlined: what
+        // is special is decided at one bit that is known beforehand.
+        let special = self.special;
+        if !special || self.is_time_to_poll() {
             self.link.rx_burst(&mut self.burst);
         }
         let now = self.clock.now();
+        if special {
+            self.polled(now);
+        }
         let inner = &*self.stack.0;
         let frames = self.burst.len();
         let mut work = frames;
@@ -183,64 +163,48 @@ impl<L: Link, C: Clock> Shard<L, C> {
             let mut state = inner.state.borrow_mut();
             let state = &mut *state;
             state.now = now;
-            if SPECIAL && let Some(stats) = &mut state.triggers {
-                let source = if frames > 0 { TriggerSource::RxBurst } else { TriggerSource::Idle };
-                stats.pass(source, now);
-            }
             if frames == 1
                 && state.ready.is_empty()
                 && let Some(frame) = self.burst.pop()
             {
                 state.serve_lone(frame);
-                if SPECIAL {
-                    pass::<SPECIAL, C>(state, &self.clock, TriggerSource::Channel);
-                }
+            } else if frames > 0 && state.ready.is_empty() {
+                state.serve_burst(&mut self.burst);
             } else if frames > 0 {
-                if state.ready.is_empty() {
-                    state.serve_burst(&mut self.burst);
-                } else {
-                    state.receive(&mut self.burst);
-                    state.serve();
-                }
-                pass::<SPECIAL, C>(state, &self.clock, TriggerSource::Channel);
+                state.receive(&mut self.burst);
+                state.serve();
+            }
+            if frames > 1 || special {
+                pass(state, &self.clock, TriggerSource::Channel, frames > 0);
             }
             if state.wheel.next_deadline() <= state.now
-                && !(SPECIAL && self.alarm.as_deref_mut().is_some_and(Alarm::is_silent))
+                && !(special && self.alarm.as_deref_mut().is_some_and(Alarm::is_silent))
             {
                 work += state.fire_timers(TIMERS_A_TURN);
             }
             if state.splices.in_disk > 0 {
                 state.disk.poll(&mut self.completions);
-                work += self.completions.len();
+                let completed = self.completions.len();
+                work += completed;
                 for completion in self.completions.drain(..) {
                     state.disk_completed(completion);
                 }
-                pass::<SPECIAL, C>(state, &self.clock, TriggerSource::Disk);
+                pass(state, &self.clock, TriggerSource::Disk, completed > 0);
             }
             if !state.splices.parked.is_empty() {
                 state.resume_parked();
             }
         }
         if inner.executor.has_ready() {
-            let (clock, soft) = (&self.clock, !SPECIAL || self.alarm.is_none());
+            let (clock, soft) = (&self.clock, !special || self.alarm.is_none());
             let mut timers_left = TIMERS_A_TURN.saturating_sub(work - frames);
-            work += inner.executor.run(|| {
-                let mut state = inner.state.borrow_mut();
-                let late = inner.backup.get().is_some_and(Backup::take);
-                if late {
-                    state.now = clock.now();
-                }
-                pass::<SPECIAL, C>(&mut state, clock, TriggerSource::Task);
-                if state.wheel.next_deadline() <= state.now && soft {
-                    timers_left -= state.fire_timers(timers_left);
-                }
-            });
+            work += inner.executor.run(|| between_tasks(inner, clock, soft, &mut timers_left));
+            if special {
+                pass(&mut inner.state.borrow_mut(), clock, TriggerSource::Task, true);
+            }
         }
-        let mut state = inner.state.borrow_mut();
-        let state = &mut *state;
-        if SPECIAL && work > frames {
-            pass::<SPECIAL, C>(state, &self.clock, TriggerSource::Task);
-        }
+        let mut guard = inner.state.borrow_mut();
+        let state = &mut *guard;
         if !state.output.is_empty() || !state.raw.is_empty() {
             // What waits for room on the link or for a neighbour's address is no work: the loop may sleep
             // meanwhile, and a driver of virtual time sees an end of it.
@@ -260,23 +224,61 @@ impl<L: Link, C: Clock> Shard<L, C> {
         }
         state.metrics.turns += 1;
         state.metrics.busy_turns += u64::from(work > 0);
+        drop(guard);
+        if special {
+            self.end_special_turn(frames);
+        }
         Turn { work, frames }
     }
 
-    /// Takes frames from the link when it is time to.
-    fn special_receive(&mut self) {
-        if let Some(waiting) = &mut self.one_by_one {
-            if waiting.is_empty() {
-                self.link.rx_burst(waiting);
-            }
+    /// Whether the link is to be asked now. Not, if frames wait here that came with an earlier one.
+    #[cold]
+    fn is_time_to_poll(&mut self) -> bool {
+        if let Some(waiting) = &mut self.one_by_one
+            && !waiting.is_empty()
+        {
             self.burst.extend(waiting.pop_at(0));
-            return;
+            return false;
         }
-        let Some(poller) = &mut self.poller else { return self.link.rx_burst(&mut self.burst) };
-        let now = self.clock.now();
-        if poller.is_due(now) {
-            self.link.rx_burst(&mut self.burst);
+        self.asked = self.poller.as_ref().is_none_or(|poller| poller.is_due(self.clock.now()));
+        self.asked
+    }
+
+    /// Notes what the link had.
+    #[cold]
+    fn polled(&mut self, now: Instant) {
+        self.began = now;
+        if let (Some(poller), true) = (&mut self.poller, self.asked) {
             poller.found(self.burst.len(), now);
+        }
+        if let Some(waiting) = &mut self.one_by_one {
+            waiting.extend(self.burst.drain(1.min(self.burst.len())..));
+        }
+        if let Some(stats) = &mut self.stack.state().triggers {
+            let found = !self.burst.is_empty();
+            stats.pass(if found { TriggerSource::RxBurst } else { TriggerSource::Idle }, now);
+        }
+    }
+
+    #[cold]
+    fn end_special_turn(&mut self, frames: usize) {
+        let mut state = self.stack.0.state.borrow_mut();
+        let state = &mut *state;
+        if frames > 0 && (self.poller.is_some() || state.triggers.is_some()) {
+            let now = self.clock.now();
+            if let Some(poller) = &mut self.poller {
+                poller.served(frames, now.nanos_since(self.began));
+            }
+            if let Some(stats) = &mut state.triggers {
+                stats.pass(TriggerSource::Tx, now);
+                let sent = state.metrics.tcp_segments_out;
+                if let Some((woke, _)) = self.rest.woke.take_if(|(_, before)| *before != sent) {
+                    stats.answered(now.nanos_since(woke));
+                }
+            }
+        }
+        if let Some(alarm) = &mut self.alarm {
+            alarm.set_for(state.wheel.next_deadline(), &self.clock);
         }
     }
 
@@ -327,16 +329,32 @@ impl<L: Link, C: Clock> Shard<L, C> {
 }
 
 /// A trigger point within a turn: reads the clock if a deadline may have come meanwhile, which is
-/// one comparison as a rule.
-#[inline(always)]
-fn pass<const SPECIAL: bool, C: Clock>(state: &mut State, clock: &C, source: TriggerSource) {
-    if SPECIAL && state.triggers.is_some() {
+/// one comparison as a rule. `done`: something was done that is worth recording.
+#[inline]
+fn pass(state: &mut State, clock: &impl Clock, source: TriggerSource, done: bool) {
+    if state.triggers.is_some() || state.wheel.next_deadline() <= state.now.plus_nanos(NEAR_NANOS) {
+        look(state, clock, source, done);
+    }
+}
+
+#[cold]
+fn look(state: &mut State, clock: &impl Clock, source: TriggerSource, done: bool) {
+    state.now = clock.now();
+    if let Some(stats) = state.triggers.as_mut().filter(|_| done) {
+        stats.pass(source, state.now);
+    }
+}
+
+/// The trigger point between two tasks of the application, which may run for long.
+#[inline(never)]
+fn between_tasks(inner: &Inner, clock: &impl Clock, soft: bool, timers_left: &mut usize) {
+    let mut state = inner.state.borrow_mut();
+    if inner.backup.get().is_some_and(Backup::take) {
         state.now = clock.now();
-        if let Some(stats) = &mut state.triggers {
-            stats.pass(source, state.now);
-        }
-    } else if state.wheel.next_deadline() <= state.now.plus_nanos(NEAR_NANOS) {
-        state.now = clock.now();
+    }
+    pass(&mut state, clock, TriggerSource::Task, true);
+    if state.wheel.next_deadline() <= state.now && soft {
+        *timers_left -= state.fire_timers(*timers_left);
     }
 }
 

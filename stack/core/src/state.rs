@@ -371,6 +371,7 @@ impl State {
     // ---- Time ------------------------------------------------------------------------------
 
     /// Fires what is due, at most so many. Returns how many timers that were.
+    #[inline(never)]
     pub fn fire_timers(&mut self, most: usize) -> usize {
         for count in 0..most {
             let Some(token) = self.wheel.pop_expired(self.now) else { return count };
