@@ -1,5 +1,6 @@
 //! `millstream bench`: load generators.
 
+mod duo;
 mod kernel;
 mod load;
 mod plot;
@@ -9,6 +10,7 @@ mod response;
 mod session;
 mod stack;
 mod tally;
+mod triggers;
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -37,6 +39,8 @@ pub struct BenchArgs {
 enum What {
     /// Asks an HTTP/1.1 server for files and measures rate and latency.
     Http(HttpArgs),
+    /// Measures how far apart the moments are at which soft timers may fire, under several loads.
+    Triggers(triggers::TriggersArgs),
 }
 
 /// Whose TCP carries the requests.
@@ -180,6 +184,7 @@ impl From<BenchError> for AppError {
 pub fn run(args: BenchArgs) -> Result<(), BenchError> {
     match args.what {
         What::Http(args) => http(&args),
+        What::Triggers(args) => triggers::run(&args),
     }
 }
 
