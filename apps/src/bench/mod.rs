@@ -21,7 +21,8 @@ use clap::{Args, Subcommand, ValueEnum};
 use crate::error::AppError;
 use crate::output::say;
 use load::{Limits, Schedule};
-use report::{Report, grouped};
+use report::Report;
+pub use report::{grouped, nanos};
 use session::Run;
 use tally::Tally;
 
