@@ -42,7 +42,7 @@ fn version_and_help() {
     );
     let output = Command::new(PROGRAM).args(["serve", "--help"]).output().unwrap();
     let help = String::from_utf8_lossy(&output.stdout).into_owned();
-    for word in ["--config", "--root", "--listen", "--set", "SIGINT"] {
+    for word in ["--config", "--root", "--source", "--listen", "--set", "SIGINT", "SIGHUP"] {
         assert!(help.contains(word), "{help}");
     }
     let output = Command::new(PROGRAM).arg("srve").output().unwrap();
@@ -268,5 +268,29 @@ fn the_doctor_says_how_to_mend() {
             line.starts_with("ok    ") || (line.starts_with("warn  ") && line.contains("; ")),
             "{line}"
         );
+    }
+}
+
+#[test]
+fn what_cannot_be_packed_or_served_as_an_image() {
+    let run = |arguments: &[&str]| Command::new(PROGRAM).args(arguments).output().unwrap();
+    let line = complaint(run(&["image", "/no/such/dir", "/tmp/x"]), 2);
+    assert!(line.starts_with("cannot read `/no/such/dir`"), "{line}");
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_str().unwrap();
+    let line = complaint(run(&["image", path, "/no/such/dir/image"]), 1);
+    assert!(line.starts_with("cannot write `/no/such/dir/image`"), "{line}");
+    let profile = profile("null.toml");
+    let config = ["serve", "--config", profile.to_str().unwrap()];
+    let with = |more: &[&str]| run(&[&config[..], more].concat());
+    let file = folder.path().join("file");
+    std::fs::write(&file, "no image").unwrap();
+    let source = format!("image:{}", file.display());
+    let line = complaint(with(&["--source", &source]), 2);
+    assert!(line.contains("it is no EROFS image"), "{line}");
+    let line = complaint(with(&["--source", "image:/no/such/file"]), 2);
+    assert!(line.contains("there is no such file"), "{line}");
+    for wrong in [&["--source", "/srv"][..], &[], &["--source", "dir:/", "--root", "/"]] {
+        assert_eq!(with(wrong).status.code(), Some(2));
     }
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use millstream_buf::{Arena, FRAME_BYTES, IoBuf, SizeClass};
-use millstream_disk::{File, OpenError, Root};
+use millstream_disk::{File, OpenError, Source};
 use millstream_timer::Instant;
 
 use crate::cache::{Content, Entry, EntryId, FileCache, Page};
@@ -64,7 +64,7 @@ pub(crate) enum Answer {
 
 /// What all connections of a server share.
 pub(crate) struct Site {
-    root: Root,
+    source: Source,
     arena: Arena,
     config: ServerConfig,
     pub cache: FileCache,
@@ -83,14 +83,14 @@ pub(crate) struct Site {
 
 impl Site {
     pub fn new(
-        root: Root,
+        source: Source,
         arena: Arena,
         config: ServerConfig,
         filler: Filler,
         now: Instant,
     ) -> Self {
         Self {
-            root,
+            source,
             arena,
             config,
             cache: FileCache::new(&config.cache),
@@ -102,6 +102,12 @@ impl Site {
             canonical: Vec::with_capacity(256),
             draining: false,
         }
+    }
+
+    /// Looks all names up in `source` from now on. What is being sent goes on from where it was.
+    pub fn set_source(&mut self, source: Source) {
+        self.source = source;
+        self.cache.clear();
     }
 
     /// Answers the first request in `bytes`.
@@ -221,7 +227,7 @@ impl Site {
         if let Some(slot) = self.cache.find(canonical)
             && let Some(entry) = self.cache.get_mut(slot)
         {
-            if now < entry.valid_until || self.root.stat(&name) == Ok(entry.stat) {
+            if now < entry.valid_until || self.source.stat(&name) == Ok(entry.stat) {
                 if now >= entry.valid_until {
                     entry.valid_until = now + self.config.cache.valid;
                 }
@@ -229,11 +235,11 @@ impl Site {
             }
             self.cache.remove(slot);
         }
-        let mut opened = self.root.open_file(&name);
+        let mut opened = self.source.open_file(&name);
         while opened.as_ref().is_err_and(|error| *error == OpenError::TooManyOpen)
             && self.cache.evict_open_file().is_some()
         {
-            opened = self.root.open_file(&name);
+            opened = self.source.open_file(&name);
         }
         // A directory is asked for by its own name with a slash; its index may not be one too.
         let file = opened.map_err(|error| match error {

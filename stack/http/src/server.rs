@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use millstream_core::{Stack, TcpListener, TcpStream};
-use millstream_disk::{DiskQueue, Root};
+use millstream_disk::{DiskQueue, Source};
 
 use crate::answer::Site;
 use crate::config::ServerConfig;
@@ -136,10 +136,16 @@ impl FileServer {
     /// Depth that the queue for [`Self::new`] needs in order to fill the cache well.
     pub const FILL_DEPTH: usize = 16;
 
-    /// A server for the files below `root`. `fills` brings small files into the cache, beside the
-    /// stack's own queue, which carries the transfers.
-    pub fn new(stack: &Stack, root: Root, fills: Box<dyn DiskQueue>, config: ServerConfig) -> Self {
-        let site = Site::new(root, stack.arena(), config, Filler::new(fills), stack.now());
+    /// A server for the files of `source`, a [`Root`](millstream_disk::Root) or an image. `fills`
+    /// brings small files into the cache, beside the stack's own queue, which carries the transfers.
+    pub fn new(
+        stack: &Stack,
+        source: impl Into<Source>,
+        fills: Box<dyn DiskQueue>,
+        config: ServerConfig,
+    ) -> Self {
+        let (filler, now) = (Filler::new(fills), stack.now());
+        let site = Site::new(source.into(), stack.arena(), config, filler, now);
         let shared = Shared {
             config,
             site: RefCell::new(site),
@@ -191,6 +197,12 @@ impl FileServer {
             polled
         })
         .await;
+    }
+
+    /// Answers all requests from `source` from now on, without a word to any connection: what is being
+    /// sent goes on from where it was. Validators of files in images change with the image.
+    pub fn set_source(&self, source: impl Into<Source>) {
+        self.shared.site.borrow_mut().set_source(source.into());
     }
 
     /// Takes no more connections, closes those that wait for a request, and the others after their
