@@ -73,6 +73,7 @@ impl Config {
             ("limits.tasks", self.limits.tasks),
             ("limits.sleepers", self.limits.sleepers),
             ("limits.splice_buffers", self.limits.splice_buffers),
+            ("limits.splice_turn_reads", self.limits.splice_turn_reads),
             ("memory.frames", self.memory.frames),
             ("memory.blocks", self.memory.blocks),
             ("disk.depth", self.disk.depth),
@@ -227,6 +228,7 @@ impl Config {
         config.limits = self.limits.limits(self.disk.depth);
         config.tcp = self.tcp.config();
         config.syn_cookies = self.tcp.syn_cookies.into();
+        config.disk_net = self.disk.net.into();
         config
     }
 }

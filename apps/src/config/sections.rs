@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use millstream::buf::{ArenaConfig, HugePages};
-use millstream::core::{Idle, Ipv4Config, Ipv6Config, Limits, SynCookiePolicy};
+use millstream::core::{DiskNet, Idle, Ipv4Config, Ipv6Config, Limits, SynCookiePolicy};
 use millstream::disk::QueueKind;
 use millstream::dpdk_port::{Device, EalConfig, PortConfig};
 use millstream::http::{CacheConfig, ServerConfig, Timeouts};
@@ -230,6 +230,7 @@ pub struct LimitsSection {
     pub tasks: usize,
     pub sleepers: usize,
     pub splice_buffers: usize,
+    pub splice_turn_reads: usize,
 }
 
 impl Default for LimitsSection {
@@ -245,6 +246,7 @@ impl Default for LimitsSection {
             tasks: limits.tasks,
             sleepers: limits.sleepers,
             splice_buffers: limits.splice_buffers,
+            splice_turn_reads: limits.splice_turn_reads,
         }
     }
 }
@@ -262,6 +264,7 @@ impl LimitsSection {
             tasks: self.tasks,
             sleepers: self.sleepers,
             splice_buffers: self.splice_buffers,
+            splice_turn_reads: self.splice_turn_reads,
             disk_depth,
         }
     }
@@ -435,6 +438,26 @@ impl From<DiskDriver> for QueueKind {
     }
 }
 
+/// How files are sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Net {
+    /// From the disk into the connection, as its window opens.
+    #[default]
+    Spliced,
+    /// By the task, through a buffer.
+    ReadSend,
+}
+
+impl From<Net> for DiskNet {
+    fn from(net: Net) -> Self {
+        match net {
+            Net::Spliced => Self::Spliced,
+            Net::ReadSend => Self::ReadSend,
+        }
+    }
+}
+
 /// `[disk]`
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
@@ -442,11 +465,16 @@ impl From<DiskDriver> for QueueKind {
 pub struct DiskSection {
     pub queue: DiskDriver,
     pub depth: usize,
+    pub net: Net,
 }
 
 impl Default for DiskSection {
     fn default() -> Self {
-        Self { queue: DiskDriver::default(), depth: Limits::default().disk_depth }
+        Self {
+            queue: DiskDriver::default(),
+            depth: Limits::default().disk_depth,
+            net: Net::default(),
+        }
     }
 }
 

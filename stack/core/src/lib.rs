@@ -34,6 +34,8 @@ mod pairs;
 mod path;
 mod pmtu;
 mod proxy;
+mod read;
+mod readahead;
 mod reassembly;
 mod segment;
 mod shard;
@@ -46,7 +48,9 @@ mod time_wait;
 mod udp;
 mod waiting;
 
-pub use config::{Ipv4Config, Ipv6Config, Limits, ShardConfig, SynCookiePolicy, random_secret};
+pub use config::{
+    DiskNet, Ipv4Config, Ipv6Config, Limits, ShardConfig, SynCookiePolicy, random_secret,
+};
 pub use control::SendFlags;
 pub use executor::{JoinHandle, TooManyTasks};
 pub use listener::ListenError;

@@ -125,7 +125,8 @@ impl<L: Link, C: Clock> Shard<L, C> {
                     state.disk_completed(completion);
                 }
             }
-            if !state.splices.parked.is_empty() {
+            work += state.splices_again();
+            if state.is_waited_for() {
                 state.resume_parked();
             }
         }
