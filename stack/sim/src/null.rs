@@ -61,7 +61,9 @@ struct Peer {
     /// On the list of those that owe an acknowledgement.
     listed: bool,
     fin: bool,
+    /// The last timestamp of the other end, and the first.
     echo: u32,
+    first_echo: u32,
 }
 
 /// What the peers of a card have received.
@@ -139,7 +141,9 @@ impl NullNic {
     fn say(&mut self, number: u16, flags: Flags) -> bool {
         let Some(mut buf) = self.arena.alloc(SizeClass::Frame) else { return false };
         let Some(peer) = self.peers.get_mut(usize::from(number)) else { return true };
-        let timestamp = Timestamp { value: peer.echo.wrapping_add(1), echo: peer.echo };
+        // Its clock goes with the sender's.
+        let value = peer.echo.wrapping_sub(peer.first_echo).wrapping_add(1);
+        let timestamp = Timestamp { value, echo: peer.echo };
         let syn = flags.contains(Flags::SYN);
         let options = if syn {
             let mss = self.config.mtu - (ipv4::HEADER_LEN + tcp::HEADER_LEN) as u16;
@@ -182,6 +186,7 @@ impl NullNic {
         }
         if header.flags.contains(Flags::SYN) {
             peer.rcv_nxt = header.seq + 1;
+            peer.first_echo = peer.echo;
             peer.owed = self.config.ack_bytes;
         } else if header.seq == peer.rcv_nxt {
             let fin = header.flags.contains(Flags::FIN);
@@ -233,6 +238,7 @@ impl NullNic {
                     listed: false,
                     fin: false,
                     echo: 0,
+                    first_echo: 0,
                 });
             }
             if !self.say(self.opened as u16, Flags::SYN) {
