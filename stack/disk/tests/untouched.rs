@@ -47,13 +47,20 @@ impl Drop for Forbidden {
 
 #[test]
 fn no_instruction_touches_a_byte_between_the_disk_and_the_card() {
+    send_untouched(0);
+    // A card that cuts segments itself.
+    send_untouched(65_407);
+}
+
+fn send_untouched(tso_bytes_max: u32) {
     const LEN: u64 = 20_000_123;
     let arena = ArenaConfig { frames: 64, blocks: BLOCKS, huge_pages: HugePages::Never };
     let arena = Arena::new(&arena).unwrap();
     // The disk that reads at once and brings nothing stands for a device's own access to memory.
     let disk = Box::new(MemDisk::null(32).unwrap());
     let peers = 7;
-    let (nic, received) = NullNic::new(NullConfig { peers, ..NullConfig::new(SERVER) }).unwrap();
+    let (nic, received) =
+        NullNic::new(NullConfig { peers, tso_bytes_max, ..NullConfig::new(SERVER) }).unwrap();
     let ipv4 = Ipv4Config { address: *SERVER.ip(), prefix_len: 24, gateway: None };
     let clock = VirtualClock::new();
     let config = ShardConfig { secret: [1; 48], ..ShardConfig::new(ipv4) };

@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use common::{Folder, Response, SERVER, World, pattern, server_config};
@@ -103,4 +104,46 @@ fn another_image_takes_the_place_and_no_transfer_notices() {
     assert_eq!((response.status, &response.body[..]), (200, &b"new"[..]));
     world.server.set_source(a);
     assert_eq!(world.get("/page", &unless).status, 304, "the old one back again");
+}
+
+#[test]
+fn a_file_that_changes_while_it_is_sent_never_looks_whole() {
+    let folder = Folder::new();
+    let old = pattern(3_000_000);
+    folder.put("film", &old);
+    // Beyond the tick of the file system's clock.
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    let mut world = World::new(folder, server_config());
+    let path = world.folder.0.join("film");
+    let mut new = old.clone();
+    new.reverse();
+    let got = world.run(move |stack| {
+        Box::pin(async move {
+            let stream = stack.connect(SERVER).await.unwrap();
+            stream.write_all(b"GET /film HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
+            let mut got = Vec::new();
+            let mut changed = false;
+            loop {
+                match stream.read_buf().await {
+                    Ok(Some(bytes)) => got.extend_from_slice(&bytes),
+                    Ok(None) => return (got, true),
+                    Err(_) => return (got, false),
+                }
+                if got.len() > 100_000 && !changed {
+                    changed = true;
+                    // In place: its length and name stay.
+                    let file = std::fs::File::options().write(true).open(&path).unwrap();
+                    file.write_all_at(&new, 0).unwrap();
+                }
+            }
+        })
+    });
+    let (bytes, ended) = got;
+    assert!(!ended, "a reset, not an end");
+    assert!(bytes.len() < old.len(), "{} bytes came", bytes.len());
+    assert_eq!(world.server.stats().disk_errors, 1);
+    assert_eq!(world.shard.stack().metrics().splice_changed, 1);
+    // And is served whole again after that.
+    world.pass(std::time::Duration::from_secs(2));
+    assert!(world.get("/film", "").body.iter().eq(old.iter().rev()));
 }
