@@ -32,7 +32,8 @@ pub fn run(args: &ServeArgs) -> Result<(), AppError> {
     let address = config.listen_on(config.http.port);
     let stack = node.stack().clone();
     let listener = stack.listen(address, config.http.backlog).map_err(AppError::usage)?;
-    let server = FileServer::new(&stack, source, node.fill_queue()?, config.http.server());
+    let fills = node.fill_queue()?;
+    let server = node.unpinned(|| FileServer::new(&stack, source, fills, config.http.server()));
     let urls = config.listens_on("http://", config.http.port);
     say(format_args!("serving {place} on {urls} | {}", node.facts()));
 

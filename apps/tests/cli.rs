@@ -294,3 +294,31 @@ fn what_cannot_be_packed_or_served_as_an_image() {
         assert_eq!(with(wrong).status.code(), Some(2));
     }
 }
+
+#[test]
+fn the_splice_is_measured() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    std::fs::write(&file, vec![7; 2 << 20]).unwrap();
+    let run = |file: &std::path::Path, more: &[&str]| {
+        let mut command = Command::new(PROGRAM);
+        command.args(["bench", "splice", "--duration", "0.2", "--file"]).arg(file);
+        command.args(more).output().unwrap()
+    };
+    for more in [&[][..], &["--no-tso", "--request", "300000", "--connections", "3"]] {
+        let output = run(&file, more);
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{output:?}");
+        for row in ["null disk, spliced", "file, spliced", "file, read and send", "kernel sendfile"]
+        {
+            let line = text.lines().find(|line| line.starts_with(row)).unwrap();
+            let speed: f64 = line[row.len()..].split_whitespace().next().unwrap().parse().unwrap();
+            assert!(speed > 0.0, "{line}");
+        }
+    }
+    std::fs::write(&file, "short").unwrap();
+    let line = complaint(run(&file, &[]), 2);
+    assert!(line.contains("give a file of a MiB at least"), "{line}");
+    let line = complaint(run("/no/such/file".as_ref(), &[]), 2);
+    assert!(line.contains("cannot read `/no/such/file`"), "{line}");
+}

@@ -498,6 +498,7 @@ pub struct HttpSection {
     pub cache_bytes: usize,
     pub cache_file_bytes_max: usize,
     pub cache_valid_ms: u64,
+    pub lookup_threads: usize,
 }
 
 impl Default for HttpSection {
@@ -520,6 +521,7 @@ impl Default for HttpSection {
             cache_bytes: server.cache.bytes,
             cache_file_bytes_max: server.cache.file_bytes_max,
             cache_valid_ms: server.cache.valid.as_millis() as u64,
+            lookup_threads: 2,
         }
     }
 }
@@ -544,6 +546,7 @@ impl HttpSection {
                 file_bytes_max: self.cache_file_bytes_max,
                 valid: Duration::from_millis(self.cache_valid_ms),
             },
+            lookup_threads: self.lookup_threads,
             ..ServerConfig::default()
         }
     }

@@ -33,6 +33,9 @@ pub enum OpenError {
     /// It is a pipe, a socket or a device.
     #[error("it is not a regular file; pipes, sockets and devices are not served")]
     NotRegular,
+    /// The name is not in the kernel's caches; looking it up may wait for a disk.
+    #[error("looking the name up would wait for a disk; have a helper thread do it")]
+    WouldBlock,
     /// The limit of open files is reached.
     #[error("too many files are open; raise the limit with `ulimit -n`")]
     TooManyOpen,

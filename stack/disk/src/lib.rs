@@ -11,6 +11,7 @@
 //!   opened, so that what was promised to a peer (`Content-Length`) stays true.
 //! * [`Root`] opens files below one directory and never outside it, [`erofs::Image`] those in an
 //!   image; [`Source`] is the one or the other.
+//! * [`Lookups`] are threads that look names up where that might wait for a disk.
 //!
 //! A buffer in flight belongs to the queue until its completion. Dropping a queue cancels what can
 //! be cancelled and waits for the rest; what still does not come back is leaked, not reused.
@@ -40,6 +41,7 @@
 
 pub mod erofs;
 mod file;
+mod lookup;
 mod mem;
 #[allow(unsafe_code)]
 mod pread;
@@ -53,6 +55,7 @@ mod table;
 mod uring;
 
 pub use file::{ALIGN_MIN_BYTES, File, FileKind, FileStat, OpenError};
+pub use lookup::Lookups;
 pub use mem::MemDisk;
 pub use queue::{
     Completion, Completions, DEPTH_MAX, DiskError, DiskQueue, DiskSetupError, DiskStats, POLL_MAX,

@@ -37,6 +37,28 @@ impl Source {
         }
     }
 
+    /// As [`Self::open_file`], if that waits for no disk.
+    ///
+    /// # Errors
+    /// As [`Root::open_file_at_hand`].
+    pub fn open_file_at_hand(&self, relative: &[u8]) -> Result<File, OpenError> {
+        match self {
+            Self::Dir(root) => root.open_file_at_hand(relative),
+            Self::Image(image) => image.open_file(relative),
+        }
+    }
+
+    /// As [`Self::stat`], if that waits for no disk.
+    ///
+    /// # Errors
+    /// As [`Root::stat_at_hand`].
+    pub fn stat_at_hand(&self, relative: &[u8]) -> Result<FileStat, OpenError> {
+        match self {
+            Self::Dir(root) => root.stat_at_hand(relative),
+            Self::Image(image) => image.stat(relative),
+        }
+    }
+
     /// What is at `relative`. The empty path is the root itself.
     ///
     /// # Errors

@@ -72,8 +72,14 @@ pub(crate) fn open_at(
 }
 
 /// `openat2` that never leaves `dir`: the kernel refuses absolute paths and links, `..` above it
-/// (`EXDEV`), and links of procfs (`ELOOP`).
-pub(crate) fn open_beneath(dir: BorrowedFd<'_>, path: &CPath, flags: i32) -> Result<OwnedFd, i32> {
+/// (`EXDEV`), and links of procfs (`ELOOP`). With `at_hand` it does not wait for a disk: a name that is
+/// not in the caches is `EAGAIN` (`RESOLVE_CACHED`, Linux 5.12; `EINVAL` before).
+pub(crate) fn open_beneath(
+    dir: BorrowedFd<'_>,
+    path: &CPath,
+    flags: i32,
+    at_hand: bool,
+) -> Result<OwnedFd, i32> {
     // The kernel answers EAGAIN when a rename elsewhere kept it from proving that `..` in a link
     // stays inside; a few more tries settle that.
     let mut tries = 16;
@@ -82,6 +88,9 @@ pub(crate) fn open_beneath(dir: BorrowedFd<'_>, path: &CPath, flags: i32) -> Res
         let mut how: libc::open_how = unsafe { std::mem::zeroed() };
         how.flags = (flags | libc::O_CLOEXEC) as u64;
         how.resolve = libc::RESOLVE_BENEATH | libc::RESOLVE_NO_MAGICLINKS;
+        if at_hand {
+            how.resolve |= libc::RESOLVE_CACHED;
+        }
         // SAFETY: the path is NUL-terminated, `how` has the size that is passed, and both outlive
         // the call.
         let fd = unsafe {
@@ -99,7 +108,7 @@ pub(crate) fn open_beneath(dir: BorrowedFd<'_>, path: &CPath, flags: i32) -> Res
         }
         match errno() {
             libc::EINTR => {}
-            libc::EAGAIN if tries > 0 => tries -= 1,
+            libc::EAGAIN if tries > 0 && !at_hand => tries -= 1,
             errno => return Err(errno),
         }
     }

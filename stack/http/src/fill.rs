@@ -37,18 +37,11 @@ pub(crate) struct Filler {
     queue: Box<dyn DiskQueue>,
     fills: [Option<Fill>; FILLS_MAX],
     done: Completions,
-    /// A task looks after it.
-    pub attended: bool,
 }
 
 impl Filler {
     pub fn new(queue: Box<dyn DiskQueue>) -> Self {
-        Self {
-            queue,
-            fills: std::array::from_fn(|_| None),
-            done: Completions::new(),
-            attended: false,
-        }
+        Self { queue, fills: std::array::from_fn(|_| None), done: Completions::new() }
     }
 
     pub fn is_idle(&self) -> bool {

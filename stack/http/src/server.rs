@@ -193,7 +193,7 @@ impl FileServer {
         let mut connection = std::pin::pin!(connection.run());
         poll_fn(|cx| {
             let polled = connection.as_mut().poll(cx);
-            self.attend_fills();
+            self.attend();
             polled
         })
         .await;
@@ -248,41 +248,43 @@ impl FileServer {
         }
     }
 
-    /// Sees to it that a task looks after the reads that fill the cache, while there are any.
+    /// Sees to it that a task looks after the reads that fill the cache, and after names that are
+    /// looked up, while there are any.
     #[inline]
-    fn attend_fills(&self) {
+    fn attend(&self) {
         {
-            let filler = &mut self.shared.site.borrow_mut().filler;
-            if filler.attended || filler.is_idle() {
+            let site = &mut *self.shared.site.borrow_mut();
+            if site.attended || (site.filler.is_idle() && site.names.is_idle()) {
                 return;
             }
-            filler.attended = true;
+            site.attended = true;
         }
         let shared = Rc::clone(&self.shared);
         let stack = self.stack.clone();
         let task = async move {
-            while poll_fills(&shared) {
+            while look_after(&shared) {
                 stack.sleep(LOOK_EVERY).await;
             }
         };
         if self.stack.spawn(task).is_err() {
             // The next request tries again.
-            self.shared.site.borrow_mut().filler.attended = false;
+            self.shared.site.borrow_mut().attended = false;
         }
     }
 }
 
-/// Takes what has been read; `false` if nothing more is under way.
-fn poll_fills(shared: &Shared) -> bool {
+/// Takes what has been read and looked up; `false` if nothing more is under way.
+fn look_after(shared: &Shared) -> bool {
     let mut filled = Vec::new();
     let mut site = shared.site.borrow_mut();
     site.filler.poll(|one| filled.push(one));
     for one in filled {
         site.filled(one.entry, one.slices);
     }
-    let idle = site.filler.is_idle();
+    site.names.take_notices();
+    let idle = site.filler.is_idle() && site.names.is_idle();
     if idle {
-        site.filler.attended = false;
+        site.attended = false;
     }
     !idle
 }
