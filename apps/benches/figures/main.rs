@@ -14,6 +14,7 @@ mod http;
 mod idle;
 mod memory;
 mod scripts;
+mod segments;
 mod sim;
 mod smol;
 mod splice;
@@ -80,6 +81,12 @@ const GROUPS: &[Group] = &[
     Group {
         names: &["pingpong.mem.instructions"],
         measure: callgrind::pingpong,
+        pinned: false,
+        urgent: false,
+    },
+    Group {
+        names: &["tcp.segment_in.instructions", "tcp.segment_out.instructions"],
+        measure: callgrind::segments,
         pinned: false,
         urgent: false,
     },
