@@ -7,6 +7,7 @@ mod progress;
 mod report;
 mod response;
 mod session;
+mod splice;
 mod stack;
 mod tally;
 
@@ -37,6 +38,9 @@ pub struct BenchArgs {
 enum What {
     /// Asks an HTTP/1.1 server for files and measures rate and latency.
     Http(HttpArgs),
+    /// Sends a file through TCP into a card without a network, spliced and by the task's own reads,
+    /// and by the kernel's sendfile, and compares what a CPU carries.
+    Splice(splice::SpliceArgs),
 }
 
 /// Whose TCP carries the requests.
@@ -180,6 +184,7 @@ impl From<BenchError> for AppError {
 pub fn run(args: BenchArgs) -> Result<(), BenchError> {
     match args.what {
         What::Http(args) => http(&args),
+        What::Splice(args) => splice::run(&args).map_err(BenchError::Stack),
     }
 }
 
