@@ -18,6 +18,7 @@ mod scripts;
 mod segments;
 mod sim;
 mod smol;
+mod splice;
 mod timer;
 mod world;
 
@@ -188,6 +189,20 @@ const GROUPS: &[Group] = &[
         urgent: false,
     },
     Group { names: &["tcp.tail_loss.fct_ratio"], measure: sim::tail, pinned: false, urgent: false },
+    Group { names: splice::WAKEUPS, measure: splice::wakeups, pinned: true, urgent: true },
+    Group { names: splice::VERSUS, measure: splice::versus, pinned: true, urgent: true },
+    Group {
+        names: splice::DISK_TO_WIRE,
+        measure: splice::disk_to_wire,
+        pinned: true,
+        urgent: true,
+    },
+    Group {
+        names: splice::VERSUS_SENDFILE,
+        measure: splice::versus_sendfile,
+        pinned: false,
+        urgent: false,
+    },
 ];
 
 /// The CPUs of the side that is measured and of the side that generates; the same if there is one.

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::cleanup::{Dir, Namespace, Process, run};
 use crate::cpus;
-use crate::figure::{Figure, Runs, round};
+use crate::figure::{Figure, round};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 

@@ -8,6 +8,7 @@ mod progress;
 mod report;
 mod response;
 mod session;
+mod splice;
 mod stack;
 mod tally;
 mod triggers;
@@ -42,6 +43,9 @@ enum What {
     Http(HttpArgs),
     /// Measures how far apart the moments are at which soft timers may fire, under several loads.
     Triggers(triggers::TriggersArgs),
+    /// Sends a file through TCP into a card without a network, spliced and by the task's own reads,
+    /// and by the kernel's sendfile, and compares what a CPU carries.
+    Splice(splice::SpliceArgs),
 }
 
 /// Whose TCP carries the requests.
@@ -186,6 +190,7 @@ pub fn run(args: BenchArgs) -> Result<(), BenchError> {
     match args.what {
         What::Http(args) => http(&args),
         What::Triggers(args) => triggers::run(&args),
+        What::Splice(args) => splice::run(&args).map_err(BenchError::Stack),
     }
 }
 
