@@ -14,6 +14,7 @@ mod http;
 mod idle;
 mod memory;
 mod scripts;
+mod segments;
 mod sim;
 mod smol;
 mod world;
@@ -65,7 +66,7 @@ struct Group {
     urgent: bool,
 }
 
-const GROUPS: [Group; 18] = [
+const GROUPS: [Group; 19] = [
     Group {
         names: &[
             "pingpong.mem.cycles",
@@ -79,6 +80,12 @@ const GROUPS: [Group; 18] = [
     Group {
         names: &["pingpong.mem.instructions"],
         measure: callgrind::pingpong,
+        pinned: false,
+        urgent: false,
+    },
+    Group {
+        names: &["tcp.segment_in.instructions", "tcp.segment_out.instructions"],
+        measure: callgrind::segments,
         pinned: false,
         urgent: false,
     },
