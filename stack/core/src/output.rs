@@ -76,8 +76,7 @@ impl State {
                     Next::More => {}
                     Next::Done => continue 'connections,
                     Next::LinkFull => {
-                        self.output.push_front(number);
-                        self.metrics.link_full += 1;
+                        self.wait_for_link(number);
                         break 'connections;
                     }
                 }
@@ -85,6 +84,19 @@ impl State {
             self.output.push_back(number);
         }
         (self.metrics.tcp_segments_out + self.metrics.other_packets_out - before) as usize
+    }
+
+    /// A connection keeps its place on the list while the link takes nothing. One that begins to wait
+    /// makes way for the next, so that in the end all know, whose user time-outs run meanwhile.
+    #[cold]
+    fn wait_for_link(&mut self, number: u32) {
+        self.metrics.link_full += 1;
+        let begins = self.conns.get_mut(number).is_some_and(|conn| {
+            let begins = conn.tcb.note_link_full(&env!(self));
+            conn.rearm(&mut self.wheel, number);
+            begins
+        });
+        if begins { self.output.push_back(number) } else { self.output.push_front(number) }
     }
 
     /// Sends the next segment of a connection that is on the list, if it has one.
@@ -106,7 +118,6 @@ impl State {
         if link.tx_room() == 0 {
             link.flush();
             if link.tx_room() == 0 {
-                conn.rearm(&mut self.wheel, number);
                 return Next::LinkFull;
             }
         }

@@ -484,9 +484,11 @@ impl Tcb {
         true
     }
 
-    /// A closed window is asked with one number of what waits (RFC 9293 section 3.8.6.1), which
-    /// counts as sent but not as in flight: the peer may well drop it. An open one, too small for
-    /// what silly-window avoidance wants, gets what it holds after the override time-out.
+    /// A closed window is asked (RFC 9293 section 3.8.6.1): as Linux does it, by a segment without data
+    /// and with an old number, which every peer answers with its window (section 3.10.7.4). A byte of
+    /// what waits would be thrown away by most, and some would count it as an attack. Only a FIN goes
+    /// as it is, since it needs no window. An open window, too small for what silly-window avoidance
+    /// wants, gets what it holds after the override time-out.
     fn transmit_probe(&mut self, env: &mut Env<'_>, out: &mut Segment) -> bool {
         let rest = self.snd_limit().bytes_since(self.snd_una);
         if rest == 0 || !self.state.transmits() {
@@ -498,6 +500,11 @@ impl Tcb {
         let in_flight = self.snd_nxt != seq;
         if in_flight && !closed {
             return false;
+        }
+        if closed && !in_flight && self.snd_end.gt(seq) {
+            self.facts.remove(Facts::TIMING);
+            self.fill(env, out, seq - 1, Flags::ACK);
+            return true;
         }
         self.fill(env, out, seq, Flags::ACK);
         let mss = self.less_options(out, u32::from(self.mss));
