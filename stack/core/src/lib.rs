@@ -25,6 +25,7 @@ mod fragments;
 mod ipv6;
 mod keys;
 mod listener;
+mod merge;
 mod metrics;
 mod neighbor;
 mod output;

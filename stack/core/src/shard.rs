@@ -109,6 +109,8 @@ impl<L: Link, C: Clock> Shard<L, C> {
                 && let Some(frame) = self.burst.pop()
             {
                 state.serve_lone(frame);
+            } else if work > 0 && state.ready.is_empty() {
+                state.serve_burst(&mut self.burst);
             } else if work > 0 {
                 state.receive(&mut self.burst);
                 state.serve();

@@ -6,7 +6,7 @@ use std::task::Waker;
 
 use millstream_buf::{Arena, SizeClass, Staging};
 use millstream_disk::DiskQueue;
-use millstream_link::{Capabilities, HEADER_MAX, RxBurst};
+use millstream_link::{Capabilities, RxBurst};
 use millstream_tcp::{Env, Events, IsnGenerator, Segment, SliceSlab, SynCookies, TcpStats};
 use millstream_timer::{Instant, TimerId, TimerWheel};
 
@@ -59,6 +59,8 @@ pub(crate) struct State {
     pub station: Station,
     pub capabilities: Capabilities,
     pub checksums: Checksums,
+    /// Segments that the NIC cuts one into at most; 0: it cuts none.
+    pub tso_segments_max: u16,
     pub limits: Limits,
     pub tcp_config: millstream_tcp::Config,
     pub tcp_stats: TcpStats,
@@ -115,9 +117,8 @@ pub(crate) struct State {
     pub link_timer: Option<TimerId>,
     pub link_timer_at: Instant,
     pub splices: Splices,
-    /// The segment that is being sent, and its headers.
+    /// The segment that is being sent.
     pub segment: Segment,
-    pub header: [u8; HEADER_MAX],
     pub rx: RxMetrics,
     pub metrics: ShardMetrics,
     /// ICMP messages that may still be sent in the current second.
@@ -162,6 +163,14 @@ impl State {
             Some(_) => Pairs::new(hasher, limits.connections + limits.time_wait),
             None => Pairs::none(hasher),
         };
+        // A NIC that cuts segments fills in the checksums of the pieces.
+        let cuts = capabilities.tx_tcp_checksum && capabilities.tx_ipv4_checksum;
+        let tso_segments_max = if cuts && !skip_checksums {
+            let segments = capabilities.tso_bytes_max / u32::from(capabilities.mtu.max(1));
+            segments.min(u32::from(u16::MAX)) as u16
+        } else {
+            0
+        };
         // Connections, sleepers, and those for the link and for TIME_WAIT.
         let timers = limits.connections + limits.sleepers + 2;
         let mut state = Self {
@@ -172,6 +181,7 @@ impl State {
                 tcp_offload: capabilities.tx_tcp_checksum && !skip_checksums,
                 ip_offload: capabilities.tx_ipv4_checksum && !skip_checksums,
             },
+            tso_segments_max,
             limits,
             tcp_config: tcp,
             tcp_stats: TcpStats::default(),
@@ -212,7 +222,6 @@ impl State {
             link_timer_at: Instant::FAR_FUTURE,
             splices: Splices::new(limits.disk_depth),
             segment: Segment::default(),
-            header: [0; HEADER_MAX],
             rx: RxMetrics::default(),
             metrics: ShardMetrics::default(),
             icmp_credit: 0,
