@@ -22,6 +22,7 @@ mod demux6;
 mod executor;
 mod flow;
 mod fragments;
+mod idle;
 mod ipv6;
 mod keys;
 mod listener;
@@ -33,6 +34,7 @@ mod output6;
 mod pairs;
 mod path;
 mod pmtu;
+mod poll;
 mod proxy;
 mod reassembly;
 mod segment;
@@ -46,7 +48,10 @@ mod time_wait;
 mod udp;
 mod waiting;
 
-pub use config::{Ipv4Config, Ipv6Config, Limits, ShardConfig, SynCookiePolicy, random_secret};
+pub use config::{
+    Ipv4Config, Ipv6Config, Limits, Polling, Quota, ShardConfig, SynCookiePolicy, TimerSource,
+    random_secret,
+};
 pub use control::SendFlags;
 pub use executor::{JoinHandle, TooManyTasks};
 pub use listener::ListenError;
