@@ -36,7 +36,7 @@ pub(crate) const TOKEN_LINK: u32 = 2 << 30;
 pub(crate) const TOKEN_TIME_WAIT: u32 = 3 << 30;
 
 /// Timers fired in one turn at most, so that packets still flow when many fall due at once.
-pub(crate) const TIMERS_A_TURN: usize = 256;
+const TIMERS_A_TURN: usize = 256;
 
 /// Who is served from a channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +70,8 @@ pub(crate) struct State {
     pub arena: Arena,
     /// The link has few buffers left: what is kept is copied.
     pub rx_scarce: bool,
+    /// Not even half of what makes them scarce is free.
+    pub rx_dire: bool,
     /// Where small and large writes are copied to.
     pub staging: Staging,
     pub staging_blocks: Staging,
@@ -106,6 +108,8 @@ pub(crate) struct State {
     pub waiting: Waiting,
 
     pub wheel: TimerWheel,
+    /// The turn that fired timers last, and how many.
+    pub fired: (u64, usize),
     /// What trigger points see, if that is recorded.
     pub triggers: Option<Box<TriggerStats>>,
     pub sleepers: Vec<Option<Sleeper>>,
@@ -191,6 +195,7 @@ impl State {
             isn: IsnGenerator::new(isn_key),
             hasher,
             rx_scarce: false,
+            rx_dire: false,
             staging: Staging::new(arena.clone(), SizeClass::Frame),
             staging_blocks: Staging::new(arena.clone(), SizeClass::Block),
             arena,
@@ -214,6 +219,7 @@ impl State {
             raw: VecDeque::with_capacity(crate::output::RAW_MAX),
             waiting: Waiting::new(),
             wheel: TimerWheel::with_capacity(timers, now),
+            fired: (0, 0),
             triggers: config.trace_triggers.then(Box::default),
             sleepers: Vec::new(),
             free_sleepers: Vec::new(),
@@ -373,9 +379,19 @@ impl State {
 
     // ---- Time ------------------------------------------------------------------------------
 
-    /// Fires what is due, at most so many. Returns how many timers that were.
+    /// Fires what is due, within the bound of a turn. Returns how many timers that were.
     #[inline(never)]
-    pub fn fire_timers(&mut self, most: usize) -> usize {
+    pub fn fire_timers(&mut self) -> usize {
+        if self.fired.0 != self.metrics.turns {
+            self.fired = (self.metrics.turns, 0);
+        }
+        let most = TIMERS_A_TURN - self.fired.1;
+        let count = self.fire(most);
+        self.fired.1 += count;
+        count
+    }
+
+    fn fire(&mut self, most: usize) -> usize {
         for count in 0..most {
             let Some(token) = self.wheel.pop_expired(self.now) else { return count };
             self.metrics.timers_fired += 1;
