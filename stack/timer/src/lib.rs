@@ -2,16 +2,19 @@
 //!
 //! Protocol code takes an [`Instant`] and never reads a clock; only a shard's loop does, once a
 //! turn. [`TimerWheel`] keeps deadlines; [`SoftTimers`] is the facility of Aron and Druschel's
-//! paper over it, whose events fire at trigger points instead of interrupts.
+//! paper over it, whose events fire at trigger points instead of interrupts; [`RateClock`] is its
+//! rate-based clocking.
 
 #![forbid(unsafe_code)]
 
 mod clock;
 mod instant;
+mod rate_clock;
 mod soft;
 mod wheel;
 
 pub use clock::{Clock, TscClock, VirtualClock};
 pub use instant::Instant;
+pub use rate_clock::{RateClock, RateClockError};
 pub use soft::SoftTimers;
 pub use wheel::{TICK_NANOS, TimerId, TimerWheel};
