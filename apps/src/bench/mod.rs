@@ -1,7 +1,8 @@
-//! `millstream bench`: load generators.
+//! `millstream bench`: load generators, and tables of published papers.
 
 mod kernel;
 mod load;
+mod paper;
 mod plot;
 mod progress;
 mod report;
@@ -37,6 +38,8 @@ pub struct BenchArgs {
 enum What {
     /// Asks an HTTP/1.1 server for files and measures rate and latency.
     Http(HttpArgs),
+    /// Reproduces tables of the soft-timers paper with this stack, beside what was published.
+    Paper(paper::PaperArgs),
 }
 
 /// Whose TCP carries the requests.
@@ -180,6 +183,7 @@ impl From<BenchError> for AppError {
 pub fn run(args: BenchArgs) -> Result<(), BenchError> {
     match args.what {
         What::Http(args) => http(&args),
+        What::Paper(args) => paper::run(&args),
     }
 }
 

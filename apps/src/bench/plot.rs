@@ -12,19 +12,19 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::report::nanos;
 
-const INK: RGBColor = RGBColor(0x22, 0x2b, 0x36);
-const FAINT: RGBColor = RGBColor(0x6b, 0x76, 0x84);
-const GRID: RGBColor = RGBColor(0xe3, 0xe7, 0xec);
+pub(super) const INK: RGBColor = RGBColor(0x22, 0x2b, 0x36);
+pub(super) const FAINT: RGBColor = RGBColor(0x6b, 0x76, 0x84);
+pub(super) const GRID: RGBColor = RGBColor(0xe3, 0xe7, 0xec);
 const LINE: RGBColor = RGBColor(0x0b, 0x6e, 0x8f);
-const FONT: &str = "DejaVu Sans, Verdana, sans-serif";
+pub(super) const FONT: &str = "DejaVu Sans, Verdana, sans-serif";
 
 /// Percentiles that are marked on the curve.
 const MARKS: [(&str, f64); 4] = [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999)];
 
 /// An axis with given marks, linear in what it is given.
-struct Axis {
-    range: std::ops::Range<f64>,
-    marks: Vec<f64>,
+pub(super) struct Axis {
+    pub(super) range: std::ops::Range<f64>,
+    pub(super) marks: Vec<f64>,
 }
 
 impl Ranged for Axis {
@@ -79,7 +79,7 @@ fn curve(latency: &Histogram<u64>) -> Vec<(f64, f64)> {
 
 /// Round values from `low` to `high` (log10 of nanoseconds): 1, 2, 5 in each decade, or 1 if there
 /// are many decades.
-fn marks(low: f64, high: f64) -> Vec<f64> {
+pub(super) fn marks(low: f64, high: f64) -> Vec<f64> {
     let steps: &[f64] = if high - low > 3.5 { &[1.0] } else { &[1.0, 2.0, 5.0] };
     (low.floor() as i32..=high.ceil() as i32)
         .flat_map(|decade| steps.iter().map(move |step| f64::from(decade) + step.log10()))

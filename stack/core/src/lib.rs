@@ -14,6 +14,7 @@
 
 mod autoconf;
 mod channel;
+mod client_rate;
 mod config;
 mod conn;
 mod control;
@@ -31,6 +32,7 @@ mod output;
 mod output6;
 mod pairs;
 mod path;
+mod path_rates;
 mod pmtu;
 mod proxy;
 mod reassembly;
@@ -45,6 +47,7 @@ mod time_wait;
 mod udp;
 mod waiting;
 
+pub use client_rate::{ClientRate, PrefixError};
 pub use config::{Ipv4Config, Ipv6Config, Limits, ShardConfig, SynCookiePolicy, random_secret};
 pub use control::SendFlags;
 pub use executor::{JoinHandle, TooManyTasks};

@@ -129,9 +129,9 @@ impl Pacer {
     }
 }
 
-/// Nanoseconds that `bytes` take at a rate.
+/// Nanoseconds that `bytes` take at a rate, rounded up: no rate is exceeded.
 fn nanos_of(bytes: u32, bytes_per_s: u64) -> u64 {
-    u64::from(bytes) * 1_000_000_000 / bytes_per_s.max(1)
+    (u64::from(bytes) * 1_000_000_000).div_ceil(bytes_per_s.max(1))
 }
 
 impl TcpStats {
