@@ -14,6 +14,7 @@ mod http;
 mod idle;
 mod memory;
 mod scripts;
+mod segments;
 mod sim;
 mod smol;
 mod world;
@@ -65,7 +66,7 @@ struct Group {
     urgent: bool,
 }
 
-const GROUPS: [Group; 18] = [
+const GROUPS: &[Group] = &[
     Group {
         names: &[
             "pingpong.mem.cycles",
@@ -79,6 +80,12 @@ const GROUPS: [Group; 18] = [
     Group {
         names: &["pingpong.mem.instructions"],
         measure: callgrind::pingpong,
+        pinned: false,
+        urgent: false,
+    },
+    Group {
+        names: &["tcp.segment_in.instructions", "tcp.segment_out.instructions"],
+        measure: callgrind::segments,
         pinned: false,
         urgent: false,
     },
@@ -211,8 +218,15 @@ fn main() -> ExitCode {
     let wanted = |name: &str| {
         arguments.only.is_empty() || arguments.only.iter().any(|part| name.contains(part.as_str()))
     };
+    let huge_pages = cleanup::HugePages::reserve();
+    match &huge_pages {
+        Some(pages) => {
+            eprintln!("{} huge pages are reserved for the time of the runs", pages.count)
+        }
+        None => eprintln!("no huge pages could be reserved: ordinary ones are measured"),
+    }
     let mut figures = Vec::new();
-    for group in &GROUPS {
+    for group in GROUPS {
         let names: Vec<_> = group.names.iter().filter(|name| wanted(name)).collect();
         if names.is_empty() {
             continue;

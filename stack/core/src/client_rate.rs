@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use millstream_tcp::PacingRate;
+use millstream_tcp::{KnownStart, PacingRate};
 
 use crate::state::env;
 use crate::stream::{TcpListener, TcpStream};
@@ -107,6 +107,12 @@ impl TcpStream {
             // What was held back may go now, or has another moment.
             conn.schedule_output(&mut state.output, self.id.number);
         }
+    }
+
+    /// How a start at a known rate went.
+    pub fn known_start(&self) -> KnownStart {
+        let state = self.stack.state();
+        state.conns.named(self.id).map_or(KnownStart::None, |conn| conn.tcb.known_start())
     }
 }
 

@@ -23,9 +23,11 @@ mod demux6;
 mod executor;
 mod flow;
 mod fragments;
+mod idle;
 mod ipv6;
 mod keys;
 mod listener;
+mod merge;
 mod metrics;
 mod neighbor;
 mod output;
@@ -34,6 +36,7 @@ mod pairs;
 mod path;
 mod path_rates;
 mod pmtu;
+mod poll;
 mod proxy;
 mod reassembly;
 mod segment;
@@ -48,7 +51,10 @@ mod udp;
 mod waiting;
 
 pub use client_rate::{ClientRate, PrefixError};
-pub use config::{Ipv4Config, Ipv6Config, Limits, ShardConfig, SynCookiePolicy, random_secret};
+pub use config::{
+    Ipv4Config, Ipv6Config, Limits, Polling, Quota, ShardConfig, SynCookiePolicy, TimerSource,
+    random_secret,
+};
 pub use control::SendFlags;
 pub use executor::{JoinHandle, TooManyTasks};
 pub use listener::ListenError;

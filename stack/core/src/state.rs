@@ -6,9 +6,9 @@ use std::task::Waker;
 
 use millstream_buf::{Arena, SizeClass, Staging};
 use millstream_disk::DiskQueue;
-use millstream_link::{Capabilities, HEADER_MAX, RxBurst};
+use millstream_link::{Capabilities, RxBurst};
 use millstream_tcp::{Env, Events, IsnGenerator, Segment, SliceSlab, SynCookies, TcpStats};
-use millstream_timer::{Instant, TimerId, TimerWheel};
+use millstream_timer::{Instant, TimerId, TimerWheel, TriggerStats};
 
 use crate::autoconf::Host;
 use crate::channel::{Channel, ChannelSlab, Packet, Refused};
@@ -37,7 +37,7 @@ pub(crate) const TOKEN_LINK: u32 = 2 << 30;
 pub(crate) const TOKEN_TIME_WAIT: u32 = 3 << 30;
 
 /// Timers fired in one turn at most, so that packets still flow when many fall due at once.
-const TIMERS_A_TURN: usize = 256;
+pub(crate) const TIMERS_A_TURN: usize = 256;
 
 /// Who is served from a channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +60,8 @@ pub(crate) struct State {
     pub station: Station,
     pub capabilities: Capabilities,
     pub checksums: Checksums,
+    /// Segments that the NIC cuts one into at most; 0: it cuts none.
+    pub tso_segments_max: u16,
     pub limits: Limits,
     pub tcp_config: millstream_tcp::Config,
     pub tcp_stats: TcpStats,
@@ -105,6 +107,8 @@ pub(crate) struct State {
     pub waiting: Waiting,
 
     pub wheel: TimerWheel,
+    /// What trigger points see, if that is recorded.
+    pub triggers: Option<Box<TriggerStats>>,
     pub sleepers: Vec<Option<Sleeper>>,
     pub free_sleepers: Vec<u32>,
     pub neighbors: Neighbors,
@@ -115,9 +119,8 @@ pub(crate) struct State {
     pub link_timer: Option<TimerId>,
     pub link_timer_at: Instant,
     pub splices: Splices,
-    /// The segment that is being sent, and its headers.
+    /// The segment that is being sent.
     pub segment: Segment,
-    pub header: [u8; HEADER_MAX],
     pub rx: RxMetrics,
     pub metrics: ShardMetrics,
     /// ICMP messages that may still be sent in the current second.
@@ -146,8 +149,8 @@ impl State {
         disk: Box<dyn DiskQueue>,
         now: Instant,
     ) -> Self {
-        let ShardConfig { ipv4, ipv6, vlan, limits, tcp, secret, syn_cookies, skip_checksums } =
-            config;
+        let ShardConfig { ipv4, ipv6, vlan, limits, tcp, secret, syn_cookies, .. } = config;
+        let skip_checksums = config.skip_checksums;
         let word = |i: usize| {
             let mut bytes = [0; 8];
             bytes.copy_from_slice(&secret[i * 8..i * 8 + 8]);
@@ -162,6 +165,14 @@ impl State {
             Some(_) => Pairs::new(hasher, limits.connections + limits.time_wait),
             None => Pairs::none(hasher),
         };
+        // A NIC that cuts segments fills in the checksums of the pieces.
+        let cuts = capabilities.tx_tcp_checksum && capabilities.tx_ipv4_checksum;
+        let tso_segments_max = if cuts && !skip_checksums {
+            let segments = capabilities.tso_bytes_max / u32::from(capabilities.mtu.max(1));
+            segments.min(u32::from(u16::MAX)) as u16
+        } else {
+            0
+        };
         // Connections, sleepers, and those for the link and for TIME_WAIT.
         let timers = limits.connections + limits.sleepers + 2;
         let mut state = Self {
@@ -172,6 +183,7 @@ impl State {
                 tcp_offload: capabilities.tx_tcp_checksum && !skip_checksums,
                 ip_offload: capabilities.tx_ipv4_checksum && !skip_checksums,
             },
+            tso_segments_max,
             limits,
             tcp_config: tcp,
             tcp_stats: TcpStats::default(),
@@ -202,6 +214,7 @@ impl State {
             raw: VecDeque::with_capacity(crate::output::RAW_MAX),
             waiting: Waiting::new(),
             wheel: TimerWheel::with_capacity(timers, now),
+            triggers: config.trace_triggers.then(Box::default),
             sleepers: Vec::new(),
             free_sleepers: Vec::new(),
             neighbors: Neighbors::default(),
@@ -212,7 +225,6 @@ impl State {
             link_timer_at: Instant::FAR_FUTURE,
             splices: Splices::new(limits.disk_depth),
             segment: Segment::default(),
-            header: [0; HEADER_MAX],
             rx: RxMetrics::default(),
             metrics: ShardMetrics::default(),
             icmp_credit: 0,
@@ -361,10 +373,15 @@ impl State {
 
     // ---- Time ------------------------------------------------------------------------------
 
-    /// Fires what is due. Returns how many timers that were.
-    pub fn fire_timers(&mut self) -> usize {
-        for count in 0..TIMERS_A_TURN {
+    /// Fires what is due, at most so many. Returns how many timers that were.
+    #[inline(never)]
+    pub fn fire_timers(&mut self, most: usize) -> usize {
+        for count in 0..most {
             let Some(token) = self.wheel.pop_expired(self.now) else { return count };
+            self.metrics.timers_fired += 1;
+            if let Some(stats) = &mut self.triggers {
+                stats.fired(self.now.nanos_since(self.wheel.popped_deadline()));
+            }
             let number = token & !TOKEN_KIND;
             match token & TOKEN_KIND {
                 TOKEN_CONN => self.fire_conn_timer(number),
@@ -373,7 +390,7 @@ impl State {
                 _ => self.fire_time_wait_timer(),
             }
         }
-        TIMERS_A_TURN
+        most
     }
 
     fn fire_conn_timer(&mut self, number: u32) {

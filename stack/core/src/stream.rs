@@ -132,6 +132,34 @@ impl TcpStream {
         wait_to_read(conn, cx, None)
     }
 
+    /// Takes all that has arrived, without a copy: appends slices to `out`, at least one, and as many
+    /// as its capacity holds. Waits for something. Returns how many bytes they have; 0 at the end of
+    /// the stream.
+    ///
+    /// # Errors
+    /// As [`Self::read_buf`].
+    pub fn read_bufs(&self, out: &mut Vec<IoBuf>) -> impl Future<Output = io::Result<usize>> {
+        poll_fn(|cx| self.poll_read_bufs(cx, out))
+    }
+
+    /// The polled form of [`Self::read_bufs`].
+    pub fn poll_read_bufs(
+        &self,
+        cx: &mut Context<'_>,
+        out: &mut Vec<IoBuf>,
+    ) -> Poll<io::Result<usize>> {
+        let mut state = self.stack.state();
+        let state = &mut *state;
+        let Some(conn) = state.conns.named_mut(self.id) else { return gone() };
+        let room = (out.capacity() - out.len()).max(1);
+        let count = conn.tcb.recv_all(&mut env!(state), out, room);
+        if count == 0 {
+            return wait_to_read(conn, cx, 0);
+        }
+        after_recv(conn, &mut state.output, self.id.number);
+        Poll::Ready(Ok(count))
+    }
+
     /// Copies bytes from `data` into the send queue, at least one; waits for room. Returns how many.
     /// Afterwards `data` is the caller's own again: what is sent cannot change.
     ///

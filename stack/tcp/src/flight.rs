@@ -245,17 +245,18 @@ impl Flight {
         self.tail
     }
 
-    /// Adds the numbers from `start` up to `end`, sent now for the first time.
+    /// Adds the numbers from `start` up to `end`, sent now for the first time in so many segments.
     #[inline]
     pub(crate) fn push(
         &mut self,
         records: &mut Records,
         (start, end): (SeqNumber, SeqNumber),
+        segments: u16,
         now_us: u32,
         tx_flight: u32,
     ) {
         if self.count >= FINE_RECORDS && self.merges_next(records) {
-            return self.merge_into_tail(records, end, now_us);
+            return self.merge_into_tail(records, end, segments, now_us);
         }
         let rate = &self.rate;
         let app_limited = rate.app_limited_until != 0;
@@ -273,7 +274,7 @@ impl Flight {
             first_sent_us: rate.first_sent_us,
             lost: rate.lost,
             tx_flight,
-            segments: 1,
+            segments,
             fate: if app_limited { Fate::APP_LIMITED } else { Fate::empty() },
         };
         match records.insert(record) {
@@ -286,7 +287,7 @@ impl Flight {
                 self.count += 1;
                 self.append_timed(records, index);
             }
-            None => self.merge_into_tail(records, end, now_us),
+            None => self.merge_into_tail(records, end, segments, now_us),
         }
     }
 
@@ -302,12 +303,12 @@ impl Flight {
     /// For want of a record the last one stands for more. If there is none at all, the numbers are
     /// not recorded, and the flight is to be closed.
     #[cold]
-    fn merge_into_tail(&mut self, records: &mut Records, end: SeqNumber, now_us: u32) {
+    fn merge_into_tail(&mut self, records: &mut Records, end: SeqNumber, more: u16, now_us: u32) {
         let tail = self.tail;
         let Some(record) = records.get_mut(tail) else { return };
         let added = end.bytes_since(record.end);
         record.end = end;
-        record.segments = record.segments.saturating_add(1);
+        record.segments = record.segments.saturating_add(more);
         record.sent_us = now_us;
         // The sums follow the record, whatever it was.
         let fate = record.fate;
@@ -320,7 +321,7 @@ impl Flight {
             record.fate.remove(Fate::SACKED);
             let (len, segments) = (record.len(), u32::from(record.segments));
             self.sacked_bytes -= (len - added).min(self.sacked_bytes);
-            self.sacked_segments -= (segments - 1).min(self.sacked_segments);
+            self.sacked_segments -= (segments - u32::from(more)).min(self.sacked_segments);
         } else {
             if fate.contains(Fate::LOST) {
                 self.lost_bytes += added;

@@ -101,6 +101,24 @@ impl Tcb {
         Some(buf)
     }
 
+    /// Takes what has arrived in order without a copy, `most` slices of it; returns the number of
+    /// bytes.
+    pub fn recv_all(
+        &mut self,
+        env: &mut Env<'_>,
+        out: &mut impl Extend<IoBuf>,
+        most: usize,
+    ) -> usize {
+        let before = self.receive_queue.bytes;
+        let queue = &mut self.receive_queue;
+        out.extend(std::iter::from_fn(|| queue.pop(env.slices)).take(most));
+        let count = before - self.receive_queue.bytes;
+        if count > 0 {
+            self.window_may_open(env);
+        }
+        count as usize
+    }
+
     /// Copies out what has arrived in order; returns the number of bytes.
     #[inline]
     pub fn recv_into(&mut self, env: &mut Env<'_>, out: &mut [u8]) -> usize {

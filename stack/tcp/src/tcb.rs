@@ -169,6 +169,8 @@ bitflags::bitflags! {
         const REPLY_IS_ACK = 1 << 12;
         /// This side opened.
         const ACTIVE = 1 << 13;
+        /// The link takes nothing of what waits, and nothing is in flight.
+        const LINK_WAIT = 1 << 14;
     }
 }
 
@@ -367,7 +369,7 @@ pub struct TcpInfo {
     pub rcv_mss_bytes: u16,
     /// The link's limit on segments, payload and options, as it was told to the peer.
     pub mss_limit_bytes: u16,
-    /// Questions about a closed window without an answer.
+    /// Questions about a closed window without an answer, or attempts on a link that takes nothing.
     pub probes: u8,
     /// Stream bytes received in order, modulo 2^32.
     pub bytes_received: u32,
@@ -650,7 +652,12 @@ impl Tcb {
             recv_buffer_bytes: self.recv_buf_bytes,
             rcv_mss_bytes: self.rcv_mss,
             mss_limit_bytes: self.mss_limit,
-            probes: if self.facts.contains(Facts::PERSIST) { self.retries } else { 0 },
+            probes: if self.facts.contains(Facts::PERSIST) || self.marks.contains(Marks::LINK_WAIT)
+            {
+                self.retries
+            } else {
+                0
+            },
             bytes_received: self.bytes_received(),
             timestamps: self.facts.contains(Facts::TIMESTAMPS),
             sack: self.facts.contains(Facts::SACK),
@@ -711,6 +718,7 @@ impl Tcb {
                 let (mss, now_us) = (u32::from(self.mss), env.now.as_micros());
                 self.congestion.on_open(&mut self.window, mss, now_us);
                 self.serve_controller(env);
+                self.settle_dctcp();
             }
         }
     }

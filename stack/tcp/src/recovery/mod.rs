@@ -109,19 +109,15 @@ impl Tcb {
         if out == 0 {
             return true;
         }
-        flight.push(records, (self.snd_una, self.snd_nxt), sent_us, out);
-        match records.get_mut(flight.head) {
-            Some(record) => {
-                record.segments = out.div_ceil(u32::from(self.mss)).min(0xffff) as u16;
-                true
-            }
-            None => {
-                flights.close(self.flight);
-                self.flight = NIL;
-                env.stats.flight_full += 1;
-                false
-            }
+        let segments = out.div_ceil(u32::from(self.mss)).min(0xffff) as u16;
+        flight.push(records, (self.snd_una, self.snd_nxt), segments, sent_us, out);
+        if flight.head == NIL {
+            flights.close(self.flight);
+            self.flight = NIL;
+            env.stats.flight_full += 1;
+            return false;
         }
+        true
     }
 
     /// As [`Self::open_flight`], and the flight tells of the oldest number that is out: one that was
@@ -172,10 +168,10 @@ impl Tcb {
     }
 
     /// Records that the numbers from `snd_nxt`, which was `snd_max`, up to `end` were sent for the
-    /// first time, while others are in flight.
+    /// first time, in so many segments, while others are in flight.
     #[inline(never)]
-    pub(crate) fn record_sent(&mut self, env: &mut Env<'_>, end: SeqNumber) {
-        self.record(env, end);
+    pub(crate) fn record_sent(&mut self, env: &mut Env<'_>, end: SeqNumber, segments: u16) {
+        self.record(env, end, segments);
         self.last_send_ticks = env.now_ticks();
         // RFC 6298 section 5.1; and RFC 8985 section 7.2 for as long as nothing is lost: the time
         // for a probe starts anew with what is sent.
@@ -184,7 +180,7 @@ impl Tcb {
         }
     }
 
-    fn record(&mut self, env: &mut Env<'_>, end: SeqNumber) {
+    fn record(&mut self, env: &mut Env<'_>, end: SeqNumber, segments: u16) {
         let (start, now_us) = (self.snd_nxt, env.now_us());
         if !self.open_flight(env) {
             self.sent_64ns = env.now_64ns();
@@ -211,7 +207,7 @@ impl Tcb {
             flight.out_max_bytes = out;
             flight.usage_seq = end;
         }
-        flight.push(records, (start, end), now_us, tx_flight);
+        flight.push(records, (start, end), segments, now_us, tx_flight);
         if flight.head == NIL {
             // As if there were no memory for a flight: what comes next would stand for the oldest.
             self.close_flight(env);

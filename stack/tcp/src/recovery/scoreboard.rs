@@ -150,7 +150,10 @@ impl Flight {
     /// A part of the first record was acknowledged, for which the sums are right already.
     fn trim_head(&mut self, records: &mut Records, ack: SeqNumber) {
         let Some(record) = records.get_mut(self.head) else { return };
+        let (segments, whole) = (u64::from(record.segments), u64::from(record.len()));
         record.start = ack;
+        // Those that are left, the one that was cut among them.
+        record.segments = (segments * u64::from(record.len())).div_ceil(whole.max(1)) as u16;
         if record.is(Fate::COARSE) {
             // What was sent again has arrived; the rest was not sent again yet.
             let len = record.len();

@@ -14,7 +14,7 @@ fn flight(flights: &mut Flights, segments: u32, tail: u32) -> u32 {
     for at in 0..segments {
         let start = UNA + at * MSS;
         let len = if at + 1 == segments { tail } else { MSS };
-        flight.push(records, (start, start + len), at, (at + 1) * MSS);
+        flight.push(records, (start, start + len), 1, at, (at + 1) * MSS);
     }
     index
 }
