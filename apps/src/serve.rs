@@ -30,6 +30,8 @@ pub fn run(args: &ServeArgs) -> Result<(), AppError> {
     let address = config.listen_on(config.http.port);
     let stack = node.stack().clone();
     let listener = stack.listen(address, config.http.backlog).map_err(AppError::usage)?;
+    let (rate, client_rates) = config.http.pacing_rates();
+    listener.set_pacing_rates(rate, &client_rates);
     let server = FileServer::new(&stack, root, node.fill_queue()?, config.http.server());
     let urls = config.listens_on("http://", config.http.port);
     say(format_args!("serving {} on {urls} | {}", args.root.display(), node.facts()));
@@ -91,6 +93,7 @@ fn summary(server: &FileServer, stack: &Stack, link: &LinkStats) -> String {
         ("timeouts_send", http.timeouts_send),
         ("disk_errors", http.disk_errors),
         ("tcp_retransmits", stack.tcp_stats().retransmits),
+        ("tcp_known_starts_failed", stack.tcp_stats().known_starts_failed),
         ("cache_fills_failed", http.cache_fills_failed),
         ("rx_missed", link.rx_missed),
         ("rx_errors", link.rx_errors),

@@ -2,6 +2,7 @@
 
 mod kernel;
 mod load;
+mod pacing;
 mod paper;
 mod plot;
 mod progress;
@@ -40,6 +41,8 @@ enum What {
     Http(HttpArgs),
     /// Reproduces tables of the soft-timers paper with this stack, beside what was published.
     Paper(paper::PaperArgs),
+    /// Measures how far from its moment each paced segment leaves, on a busy shard of this machine.
+    Pacing(pacing::PacingArgs),
 }
 
 /// Whose TCP carries the requests.
@@ -184,6 +187,7 @@ pub fn run(args: BenchArgs) -> Result<(), BenchError> {
     match args.what {
         What::Http(args) => http(&args),
         What::Paper(args) => paper::run(&args),
+        What::Pacing(args) => pacing::run(&args),
     }
 }
 
@@ -230,7 +234,8 @@ fn http(args: &HttpArgs) -> Result<(), BenchError> {
         let rate = grouped(report.requests_per_second as u64);
         let requests = grouped(report.requests);
         let subtitle = format!("{what}: {requests} requests, {rate} requests/s");
-        plot::draw(path, &title, &subtitle, &state.tally.latency).map_err(BenchError::Plot)?;
+        plot::draw(path, &title, &subtitle, "requests", &state.tally.latency)
+            .map_err(BenchError::Plot)?;
         say(format_args!("  plot          {}", path.display()));
     }
     match report.failed() {

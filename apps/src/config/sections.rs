@@ -6,15 +6,15 @@ use std::time::Duration;
 
 use millstream::buf::{ArenaConfig, HugePages};
 use millstream::core::{
-    Idle, Ipv4Config, Ipv6Config, Limits, Polling, Quota, SynCookiePolicy, TimerSource,
+    ClientRate, Idle, Ipv4Config, Ipv6Config, Limits, Polling, Quota, SynCookiePolicy, TimerSource,
 };
 use millstream::disk::QueueKind;
 use millstream::dpdk_port::{Device, EalConfig, PortConfig};
 use millstream::http::{CacheConfig, ServerConfig, Timeouts};
-use millstream::tcp::{Algorithm, KeepAlive};
+use millstream::tcp::{Algorithm, KeepAlive, PacingRate};
 use serde::{Deserialize, Serialize};
 
-use super::values::{Cidr, CidrV6, Mac, PciAddress};
+use super::values::{BitRate, Cidr, CidrV6, Mac, NetworkRate, PciAddress};
 
 /// Kinds of links.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -305,6 +305,29 @@ impl From<Algorithm> for Congestion {
     }
 }
 
+/// What clocks segments out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Clocking {
+    /// A rate where the controller needs one or one is set.
+    #[default]
+    Auto,
+    /// Always a rate.
+    Rate,
+    /// Acknowledgements.
+    Ack,
+}
+
+impl From<Clocking> for millstream::tcp::Clocking {
+    fn from(clocking: Clocking) -> Self {
+        match clocking {
+            Clocking::Auto => Self::Auto,
+            Clocking::Rate => Self::Rate,
+            Clocking::Ack => Self::Ack,
+        }
+    }
+}
+
 /// `[tcp]`
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
@@ -325,6 +348,7 @@ pub struct TcpSection {
     pub fin_wait_2_us: u64,
     pub initial_window_segments: u8,
     pub congestion: Congestion,
+    pub clocking: Clocking,
     pub nagle: bool,
     pub timestamps: bool,
     pub sack: bool,
@@ -352,6 +376,7 @@ impl Default for TcpSection {
             fin_wait_2_us: tcp.fin_wait_2_us,
             initial_window_segments: tcp.initial_window_segments,
             congestion: tcp.congestion.into(),
+            clocking: Clocking::default(),
             nagle: tcp.nagle,
             timestamps: tcp.timestamps,
             sack: tcp.sack,
@@ -380,6 +405,7 @@ impl TcpSection {
             fin_wait_2_us: self.fin_wait_2_us,
             initial_window_segments: self.initial_window_segments,
             congestion: self.congestion.into(),
+            clocking: self.clocking.into(),
             nagle: self.nagle,
             timestamps: self.timestamps,
             sack: self.sack,
@@ -458,6 +484,8 @@ impl Default for DiskSection {
 #[allow(missing_docs)]
 pub struct HttpSection {
     pub port: u16,
+    pub rate: Option<BitRate>,
+    pub client_rates: Vec<NetworkRate>,
     pub backlog: usize,
     pub connections: usize,
     pub head_bytes_max: usize,
@@ -480,6 +508,8 @@ impl Default for HttpSection {
         let Timeouts { header, idle, send, send_bytes_min, linger } = server.timeouts;
         Self {
             port: 80,
+            rate: None,
+            client_rates: Vec::new(),
             backlog: 1024,
             connections: server.connections,
             head_bytes_max: server.head_bytes_max,
@@ -499,6 +529,12 @@ impl Default for HttpSection {
 }
 
 impl HttpSection {
+    /// Rates of its connections, for the listener.
+    pub fn pacing_rates(&self) -> (Option<PacingRate>, Vec<ClientRate>) {
+        let clients = self.client_rates.iter().map(|one| one.rate).collect();
+        (self.rate.as_ref().map(|rate| rate.rate), clients)
+    }
+
     /// As the server takes it.
     pub fn server(&self) -> ServerConfig {
         ServerConfig {

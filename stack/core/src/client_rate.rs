@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use millstream_tcp::{KnownStart, PacingRate};
+use millstream_timer::Instant;
 
 use crate::state::env;
 use crate::stream::{TcpListener, TcpStream};
@@ -107,6 +108,12 @@ impl TcpStream {
             // What was held back may go now, or has another moment.
             conn.schedule_output(&mut state.output, self.id.number);
         }
+    }
+
+    /// When the next segment may leave, if a rate holds it back; else [`Instant::ZERO`].
+    pub fn pacing_at(&self) -> Instant {
+        let state = self.stack.state();
+        state.conns.named(self.id).map_or(Instant::ZERO, |conn| conn.tcb.pacing_at())
     }
 
     /// How a start at a known rate went.

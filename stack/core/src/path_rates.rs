@@ -244,7 +244,7 @@ mod tests {
             rates.learn(Ipv4Addr::from_bits(n).into(), &seen(1), at(1));
         }
         for n in 0..10_000 {
-            rates.learn(Ipv6Addr::from_bits(u128::from(n)).into(), &seen(1), at(2));
+            rates.learn(Ipv6Addr::from_bits(n).into(), &seen(1), at(2));
         }
         let kept: Vec<_> = rates.paths.iter().flatten().collect();
         assert!(kept.len() == WAYS * SETS && kept.iter().all(|path| path.at == at(2)));

@@ -547,6 +547,10 @@ impl<'a> Run<'a> {
         };
         let sending = wire(&stats[0], link.a_to_b.bandwidth_bps, link.a_to_b.overhead_bytes)
             + wire(&stats[1], link.b_to_a.bandwidth_bps, link.b_to_a.overhead_bytes);
+        // A rate that is set holds for each connection by itself.
+        let rate = scenario.clocking().1.map_or(u64::MAX, |rate| rate.bytes_per_s());
+        let down = scenario.flows.iter().map(|flow| flow.down).max().unwrap_or(0);
+        let sending = sending + 1e9 * down as f64 / rate as f64;
         let least = |bytes: fn(&Host) -> u32| bytes(&scenario.client).min(bytes(&scenario.server));
         let window = least(|host| host.recv_bytes).min(least(|host| host.send_bytes));
         let scaled = scenario.client.scaling && scenario.server.scaling;
