@@ -37,6 +37,8 @@ const PAYLOAD_MIN: usize = 1000;
 const SLICE_NANOS: u64 = 1_000_000;
 /// Time without a CPU in a slice from which on its samples count apart.
 const GAP_NANOS: u64 = 5_000;
+/// Greater errors count as this: a minute.
+const ERROR_NANOS_MAX: u64 = 60_000_000_000;
 /// Before samples count.
 const WARM_UP_NANOS: u64 = 100_000_000;
 /// Where the destination port stands in a frame over IPv4 without tag or options.
@@ -168,7 +170,8 @@ fn cpu_nanos() -> u64 {
 
 impl Samples {
     fn new(now: Instant) -> Result<Self, String> {
-        let histogram = || Histogram::new(3).map_err(|error| error.to_string());
+        let histogram =
+            || Histogram::new_with_bounds(1, ERROR_NANOS_MAX, 3).map_err(|e| e.to_string());
         Ok(Self {
             good: histogram()?,
             disturbed: histogram()?,

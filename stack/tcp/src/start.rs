@@ -36,8 +36,8 @@ pub(crate) enum Start {
     None,
     /// `bytes` are to be acknowledged beyond `from`; until then they leave at this rate.
     At { bytes_per_s: u64, from: u64, bytes: u32 },
-    /// It was too fast.
-    Failed,
+    /// It was too fast. While the reduction that followed may be taken back: what it was.
+    Failed { was: Option<(u64, u64, u32)> },
 }
 
 impl Start {
@@ -58,7 +58,7 @@ impl Start {
                 KnownStart::Unproven
             }
             Self::At { .. } => KnownStart::Proven,
-            Self::Failed => KnownStart::Failed,
+            Self::Failed { .. } => KnownStart::Failed,
         }
     }
 }
@@ -116,7 +116,7 @@ impl Tcb {
         let spare = if remembered { 0 } else { held / 8 + 4 * u64::from(mss) };
         let bytes = (held + spare).min(u64::from(CWND_MAX)) as u32;
         let pacer = self.pacer.get_or_insert_default();
-        if bytes <= self.window.cwnd || matches!(pacer.start, Start::Failed) {
+        if bytes <= self.window.cwnd || matches!(pacer.start, Start::Failed { .. }) {
             return false;
         }
         pacer.start = Start::At { bytes_per_s, from: self.acked_total, bytes };
@@ -131,11 +131,15 @@ impl Tcb {
     /// everything beyond it was a guess.
     pub(crate) fn retreat(&mut self, env: &mut Env<'_>) -> Option<u32> {
         let pacer = self.pacer.as_deref_mut()?;
-        let Start::At { from, .. } = pacer.start else { return None };
+        if matches!(pacer.start, Start::Failed { .. }) {
+            // What is taken back from now on is another reduction.
+            pacer.start = Start::Failed { was: None };
+        }
+        let Start::At { bytes_per_s, from, bytes } = pacer.start else { return None };
         if pacer.start.outcome(self.acked_total) != KnownStart::Unproven {
             return None;
         }
-        pacer.start = Start::Failed;
+        pacer.start = Start::Failed { was: Some((bytes_per_s, from, bytes)) };
         let sacked =
             env.slices.flights.get(self.flight).map_or(0, |(flight, _)| flight.sacked_bytes);
         let arrived = self.acked_total.saturating_sub(from).saturating_add(u64::from(sacked));
@@ -146,6 +150,16 @@ impl Tcb {
         self.congestion.set_rate(u64::from(window) * 1_000_000 / rtt_us);
         env.stats.known_starts_failed += 1;
         Some(window)
+    }
+
+    /// The last reduction had no cause: if it was that of a start, the claim stands again.
+    pub(crate) fn advance_again(&mut self, env: &mut Env<'_>) {
+        let Some(pacer) = self.pacer.as_deref_mut() else { return };
+        let Start::Failed { was: Some((bytes_per_s, from, bytes)) } = pacer.start else { return };
+        pacer.start = Start::At { bytes_per_s, from, bytes };
+        self.window.cwnd = self.window.cwnd.max(bytes);
+        self.congestion.set_rate(bytes_per_s);
+        env.stats.known_starts_failed -= 1;
     }
 }
 
@@ -158,8 +172,11 @@ mod tests {
         let start = Start::At { bytes_per_s: 5_000, from: 100, bytes: 50 };
         assert_eq!((start.rate(100), start.outcome(149)), (5_000, KnownStart::Unproven));
         assert_eq!((start.rate(150), start.outcome(150)), (RATE_MAX, KnownStart::Proven));
-        assert_eq!((Start::None.rate(9), Start::Failed.rate(9)), (RATE_MAX, RATE_MAX));
-        assert_eq!(Start::Failed.outcome(9), KnownStart::Failed);
+        assert_eq!(
+            (Start::None.rate(9), Start::Failed { was: None }.rate(9)),
+            (RATE_MAX, RATE_MAX)
+        );
+        assert_eq!(Start::Failed { was: None }.outcome(9), KnownStart::Failed);
     }
 
     #[test]

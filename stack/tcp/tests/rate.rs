@@ -280,3 +280,23 @@ fn a_remembered_rate_counts_half_and_only_on_the_same_path() {
     let auto = Config { clocking: Clocking::Auto, ..config };
     assert!(!start(&auto, 100_000, 12_500_000).0);
 }
+
+/// The path only stood still for a while: what the time-out took back is given again.
+#[test]
+fn a_time_out_without_a_loss_leaves_the_start_as_it_was() {
+    let config = config(Clocking::Rate, Algorithm::Cubic);
+    let mut pair = pair(&config, 50_000, Some(6_250_000));
+    pair.faults.delay_us = 600_000;
+    let now = pair.now;
+    pair.ends[S].send(now, &stream(300_000, 1));
+    pair.run_for(500_000);
+    assert_eq!(pair.ends[S].stats.known_starts_failed, 1, "a time-out, as nothing came");
+    pair.faults.delay_us = 50_000;
+    pair.run_for(3_000_000);
+    assert!(pair.ends[S].stats.undone > 0);
+    assert_eq!(pair.ends[S].stats.known_starts_failed, 0);
+    assert_ne!(known_start(&pair), KnownStart::Failed);
+    assert!(pair.ends[S].info().cwnd_bytes >= 625_000, "{:?}", pair.ends[S].info());
+    assert_eq!(pair.ends[C].read.len(), 300_000);
+    pair.release();
+}

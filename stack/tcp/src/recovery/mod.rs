@@ -372,6 +372,7 @@ impl Tcb {
         self.left_out = flight.left_out();
         if reduced {
             self.congestion.on_undo(&mut self.window);
+            self.advance_again(env);
             self.facts.remove(Facts::CWR_DUE);
         }
         if reducing == CongestionState::Recovery {
@@ -389,7 +390,7 @@ impl Tcb {
             self.stalled_ticks = env.now_ticks();
         }
         let (mss, now_us) = (u32::from(self.mss), env.now_us());
-        let most = self.retreat(env).unwrap_or(u32::MAX);
+        let most = if repeated { None } else { self.retreat(env) }.unwrap_or(u32::MAX);
         let flight_bytes = self.flight().min(most);
         self.facts.remove(Facts::TIMING);
         self.marks.remove(Marks::NEW_FIRST);
