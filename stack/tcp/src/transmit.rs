@@ -285,7 +285,7 @@ impl Tcb {
 
     /// RFC 5681 section 4.1: after a time-out's worth of silence the old window proves nothing.
     #[inline]
-    fn restart_after_idle(&mut self, env: &Env<'_>) {
+    fn restart_after_idle(&mut self, env: &mut Env<'_>) {
         let idle_ticks = env.now_ticks().wrapping_sub(self.last_send_ticks);
         if idle_ticks > self.rtt.rto_us >> 10 {
             self.shrink_to_restart_window(env, idle_ticks);
@@ -293,13 +293,14 @@ impl Tcb {
     }
 
     #[cold]
-    fn shrink_to_restart_window(&mut self, env: &Env<'_>, idle_ticks: u32) {
+    fn shrink_to_restart_window(&mut self, env: &mut Env<'_>, idle_ticks: u32) {
         if !env.config.slow_start_after_idle {
             return;
         }
         let initial = initial_window(env.config.initial_window_segments, u32::from(self.mss));
         let idle_us = u64::from(idle_ticks) * TICK_NANOS / 1000;
         self.congestion.on_idle(&mut self.window, initial, idle_us, env.now.as_micros());
+        self.restart_at_fixed_rate(env);
     }
 
     /// The number of a segment without data: the next one, or, while data is being sent again, the

@@ -4,7 +4,7 @@ mod common;
 
 use common::{Faults, Pair, Rng, stream};
 use millstream_buf::IoBuf;
-use millstream_tcp::{Algorithm, Config, Pacing, SliceSlab, State};
+use millstream_tcp::{Algorithm, Clocking, Config, SliceSlab, State};
 use millstream_wire::tcp::Flags;
 
 /// Sends two megabytes in slices of a size over a good path; returns how many segments that took, how
@@ -66,7 +66,7 @@ fn transfer(seed: u64, runs: bool) -> [u64; 3] {
         timestamps: !seed.is_multiple_of(5),
         congestion: Algorithm::ALL[(seed % 4) as usize],
         nagle: !seed.is_multiple_of(7),
-        pacing: Pacing::Off,
+        clocking: Clocking::Ack,
         recv_buffer_bytes: [64_000, 500_000, 2_000_000][(seed % 3) as usize],
         send_buffer_bytes: 1 << 20,
         ..Config::default()
