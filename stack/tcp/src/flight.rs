@@ -9,6 +9,7 @@
 use arrayvec::ArrayVec;
 use millstream_wire::tcp::SeqNumber;
 
+use crate::mtu::Trial;
 use crate::rate::RateState;
 use crate::recovery::{Probe, Prr, Rack, Undo};
 use crate::slab::NIL;
@@ -204,6 +205,7 @@ pub(crate) struct Flight {
     pub(crate) probe: Probe,
     pub(crate) undo: Undo,
     pub(crate) rate: RateState,
+    pub(crate) trial: Trial,
 }
 
 impl Flight {
@@ -233,6 +235,7 @@ impl Flight {
             probe: Probe::default(),
             undo: Undo::default(),
             rate: RateState::default(),
+            trial: Trial::default(),
         }
     }
 

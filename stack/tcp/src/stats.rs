@@ -68,6 +68,10 @@ pub struct TcpStats {
     pub path_limits: u64,
     /// Those of them that no router told.
     pub black_holes: u64,
+    /// Larger segments that were tried, that passed, and that were lost.
+    pub larger_tried: u64,
+    pub larger_passed: u64,
+    pub larger_lost: u64,
     /// ICMP errors that were believed, and those that were only noted.
     pub icmp_hard: u64,
     pub icmp_soft: u64,
