@@ -74,6 +74,7 @@ impl Config {
             ("limits.tasks", self.limits.tasks),
             ("limits.sleepers", self.limits.sleepers),
             ("limits.splice_buffers", self.limits.splice_buffers),
+            ("limits.splice_turn_reads", self.limits.splice_turn_reads),
             ("memory.frames", self.memory.frames),
             ("memory.blocks", self.memory.blocks),
             ("disk.depth", self.disk.depth),
@@ -250,6 +251,7 @@ impl Config {
         config.polling = self.shard.polling();
         config.timers = self.shard.timers();
         config.trace_triggers = self.shard.trigger_histogram;
+        config.disk_net = self.disk.net.into();
         config
     }
 }

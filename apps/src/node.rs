@@ -121,6 +121,12 @@ impl Node {
         &self.facts
     }
 
+    /// Makes something that starts threads of its own: they may run where the process might before
+    /// DPDK pinned the shard.
+    pub fn unpinned<T>(&self, make: impl FnOnce() -> T) -> T {
+        unpinned(&self.affinity, make)
+    }
+
     /// A queue for the small reads that fill a file server's cache. Worker threads: they do not
     /// compete with the transfers for the ring's places.
     ///

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use millstream::buf::{ArenaConfig, HugePages};
 use millstream::core::{
-    Idle, Ipv4Config, Ipv6Config, Limits, Polling, Quota, SynCookiePolicy, TimerSource,
+    DiskNet, Idle, Ipv4Config, Ipv6Config, Limits, Polling, Quota, SynCookiePolicy, TimerSource,
 };
 use millstream::disk::QueueKind;
 use millstream::dpdk_port::{Device, EalConfig, PortConfig};
@@ -233,6 +233,7 @@ pub struct LimitsSection {
     pub tasks: usize,
     pub sleepers: usize,
     pub splice_buffers: usize,
+    pub splice_turn_reads: usize,
 }
 
 impl Default for LimitsSection {
@@ -248,6 +249,7 @@ impl Default for LimitsSection {
             tasks: limits.tasks,
             sleepers: limits.sleepers,
             splice_buffers: limits.splice_buffers,
+            splice_turn_reads: limits.splice_turn_reads,
         }
     }
 }
@@ -265,6 +267,7 @@ impl LimitsSection {
             tasks: self.tasks,
             sleepers: self.sleepers,
             splice_buffers: self.splice_buffers,
+            splice_turn_reads: self.splice_turn_reads,
             disk_depth,
         }
     }
@@ -501,6 +504,26 @@ impl From<DiskDriver> for QueueKind {
     }
 }
 
+/// How files are sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Net {
+    /// From the disk into the connection, as its window opens.
+    #[default]
+    Spliced,
+    /// By the task, through a buffer.
+    ReadSend,
+}
+
+impl From<Net> for DiskNet {
+    fn from(net: Net) -> Self {
+        match net {
+            Net::Spliced => Self::Spliced,
+            Net::ReadSend => Self::ReadSend,
+        }
+    }
+}
+
 /// `[disk]`
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
@@ -508,11 +531,16 @@ impl From<DiskDriver> for QueueKind {
 pub struct DiskSection {
     pub queue: DiskDriver,
     pub depth: usize,
+    pub net: Net,
 }
 
 impl Default for DiskSection {
     fn default() -> Self {
-        Self { queue: DiskDriver::default(), depth: Limits::default().disk_depth }
+        Self {
+            queue: DiskDriver::default(),
+            depth: Limits::default().disk_depth,
+            net: Net::default(),
+        }
     }
 }
 
@@ -536,6 +564,7 @@ pub struct HttpSection {
     pub cache_bytes: usize,
     pub cache_file_bytes_max: usize,
     pub cache_valid_ms: u64,
+    pub lookup_threads: usize,
 }
 
 impl Default for HttpSection {
@@ -558,6 +587,7 @@ impl Default for HttpSection {
             cache_bytes: server.cache.bytes,
             cache_file_bytes_max: server.cache.file_bytes_max,
             cache_valid_ms: server.cache.valid.as_millis() as u64,
+            lookup_threads: 2,
         }
     }
 }
@@ -582,6 +612,7 @@ impl HttpSection {
                 file_bytes_max: self.cache_file_bytes_max,
                 valid: Duration::from_millis(self.cache_valid_ms),
             },
+            lookup_threads: self.lookup_threads,
             ..ServerConfig::default()
         }
     }

@@ -67,8 +67,11 @@ pub struct Limits {
     pub tasks: usize,
     /// Sleeping tasks.
     pub sleepers: usize,
-    /// 16 KiB disk buffers that one connection may hold at a time (16 = 256 KiB in flight).
+    /// 16 KiB disk buffers that one connection may hold at a time while less than half of all are free
+    /// (16 = 256 KiB in flight).
     pub splice_buffers: usize,
+    /// Disk reads that one connection may begin in a turn of the loop, before others have theirs.
+    pub splice_turn_reads: usize,
     /// Disk reads in flight of all connections together.
     pub disk_depth: usize,
 }
@@ -85,6 +88,7 @@ impl Default for Limits {
             tasks: 16 * 1024,
             sleepers: 32 * 1024,
             splice_buffers: 16,
+            splice_turn_reads: 8,
             disk_depth: 128,
         }
     }
@@ -135,6 +139,16 @@ pub enum TimerSource {
     Signal,
 }
 
+/// How [`send_file`](crate::TcpStream::send_file) brings a file to the network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DiskNet {
+    /// The window asks the disk and the disk's completion sends, without the task and without a copy.
+    #[default]
+    Spliced,
+    /// The task reads into a buffer and writes from there: for measuring what splicing is worth.
+    ReadSend,
+}
+
 /// Everything a shard needs to know at start.
 #[derive(Clone, Debug)]
 pub struct ShardConfig {
@@ -160,6 +174,8 @@ pub struct ShardConfig {
     /// Record the intervals between trigger points, see
     /// [`Stack::trigger_stats`](crate::Stack::trigger_stats): a reading of the clock at each.
     pub trace_triggers: bool,
+    /// How files are sent.
+    pub disk_net: DiskNet,
     /// Verify and compute no checksums at all: for measuring what they cost. Never on a network.
     pub skip_checksums: bool,
 }
@@ -178,6 +194,7 @@ impl ShardConfig {
             polling: Polling::default(),
             timers: TimerSource::default(),
             trace_triggers: false,
+            disk_net: DiskNet::default(),
             skip_checksums: false,
         }
     }

@@ -36,6 +36,8 @@ mod path;
 mod pmtu;
 mod poll;
 mod proxy;
+mod read;
+mod readahead;
 mod reassembly;
 mod segment;
 mod shard;
@@ -49,8 +51,8 @@ mod udp;
 mod waiting;
 
 pub use config::{
-    Ipv4Config, Ipv6Config, Limits, Polling, Quota, ShardConfig, SynCookiePolicy, TimerSource,
-    random_secret,
+    DiskNet, Ipv4Config, Ipv6Config, Limits, Polling, Quota, ShardConfig, SynCookiePolicy,
+    TimerSource, random_secret,
 };
 pub use control::SendFlags;
 pub use executor::{JoinHandle, TooManyTasks};

@@ -163,6 +163,8 @@ counters! {
         spliced_bytes,
         /// Disk reads that failed.
         disk_errors,
+        /// Transfers that ended with a reset because their file was changed meanwhile.
+        splice_changed,
         /// Times that a splice found no free buffer and waited.
         splice_parked,
     }

@@ -191,7 +191,8 @@ impl<L: Link, C: Clock> Shard<L, C> {
                 }
                 pass(state, &self.clock, TriggerSource::Disk, completed > 0);
             }
-            if !state.splices.parked.is_empty() {
+            work += state.splices_again();
+            if state.is_waited_for() {
                 state.resume_parked();
             }
         }

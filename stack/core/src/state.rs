@@ -12,7 +12,7 @@ use millstream_timer::{Instant, TimerId, TimerWheel, TriggerStats};
 
 use crate::autoconf::Host;
 use crate::channel::{Channel, ChannelSlab, Packet, Refused};
-use crate::config::{Limits, ShardConfig, SynCookiePolicy};
+use crate::config::{DiskNet, Limits, ShardConfig, SynCookiePolicy};
 use crate::conn::{Conn, ConnId, Conns, Facts, NONE};
 use crate::demux::{self, Class, Discard, Station};
 use crate::flow::{FlowHasher, FlowKey, FlowTable};
@@ -119,6 +119,7 @@ pub(crate) struct State {
     pub link_timer: Option<TimerId>,
     pub link_timer_at: Instant,
     pub splices: Splices,
+    pub disk_net: DiskNet,
     /// The segment that is being sent.
     pub segment: Segment,
     pub rx: RxMetrics,
@@ -149,7 +150,8 @@ impl State {
         disk: Box<dyn DiskQueue>,
         now: Instant,
     ) -> Self {
-        let ShardConfig { ipv4, ipv6, vlan, limits, tcp, secret, syn_cookies, .. } = config;
+        let ShardConfig { ipv4, ipv6, vlan, limits, tcp, secret, syn_cookies, disk_net, .. } =
+            config;
         let skip_checksums = config.skip_checksums;
         let word = |i: usize| {
             let mut bytes = [0; 8];
@@ -224,6 +226,7 @@ impl State {
             link_timer: None,
             link_timer_at: Instant::FAR_FUTURE,
             splices: Splices::new(limits.disk_depth),
+            disk_net,
             segment: Segment::default(),
             rx: RxMetrics::default(),
             metrics: ShardMetrics::default(),

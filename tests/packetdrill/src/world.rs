@@ -66,6 +66,7 @@ impl World {
             splice_buffers: 1,
             disk_depth: 1,
             time_wait: 64,
+            ..Limits::default()
         };
         let config = ShardConfig {
             limits,
