@@ -417,14 +417,17 @@ impl State {
         conn.timer = None;
         conn.timer_at = Instant::FAR_FUTURE;
         if conn.tcb.deadline() > self.now {
+            if !self.path_mtus.is_empty() {
+                self.search_path(number);
+            }
             return self.after_events(number, Events::empty());
         }
-        let limit = conn.tcb.segment_limit();
+        let (limit, most) = (conn.tcb.segment_limit(), conn.tcb.segment_most());
         let time_outs = self.tcp_stats.rto_fired;
         let events = conn.tcb.on_timer(&mut env!(self));
         let timed_out = self.tcp_stats.rto_fired != time_outs;
         if conn.tcb.segment_limit() < limit {
-            self.note_black_hole(number);
+            self.note_black_hole(number, most);
         }
         if timed_out {
             self.renew_station(number);

@@ -10,6 +10,7 @@
 use arrayvec::ArrayVec;
 use millstream_wire::tcp::SeqNumber;
 
+use crate::mtu::Trial;
 use crate::rate::RateState;
 use crate::recovery::{Probe, Prr, Rack, Undo};
 use crate::slab::NIL;
@@ -205,6 +206,7 @@ pub(crate) struct Flight {
     pub(crate) probe: Probe,
     pub(crate) undo: Undo,
     pub(crate) rate: RateState,
+    pub(crate) trial: Trial,
 }
 
 impl Flight {
@@ -234,6 +236,7 @@ impl Flight {
             probe: Probe::default(),
             undo: Undo::default(),
             rate: RateState::default(),
+            trial: Trial::default(),
         }
     }
 

@@ -451,7 +451,7 @@ impl Tcb {
             if self.snd_nxt.lt(ack) {
                 self.snd_nxt = ack;
             }
-            self.facts.remove(Facts::SOFT_ERROR);
+            self.marks.remove(Marks::SOFT_ERROR);
             // An ACK lets go what waits for more, as in Linux.
             self.facts.remove(Facts::MORE);
             if self.is_orphan() {

@@ -74,6 +74,10 @@ pub struct TcpStats {
     /// How late paced segments could leave, since the loop was elsewhere at their moment: below a
     /// microsecond, below 2, below 4, and so on; the last counts all that is later.
     pub pacing_late: [u64; 16],
+    /// Larger segments that were tried, that passed, and that were lost.
+    pub larger_tried: u64,
+    pub larger_passed: u64,
+    pub larger_lost: u64,
     /// ICMP errors that were believed, and those that were only noted.
     pub icmp_hard: u64,
     pub icmp_soft: u64,

@@ -90,8 +90,8 @@ bitflags::bitflags! {
         const OUT_OF_ORDER = 1 << 16;
         /// `dsack` is to be reported.
         const DSACK = 1 << 17;
-        /// An ICMP error was noted.
-        const SOFT_ERROR = 1 << 18;
+        /// To be sent: a segment larger than those that are known to pass.
+        const TX_LARGER = 1 << 18;
         /// The application was told that the record is done.
         const TOLD_CLOSED = 1 << 19;
         /// Selective acknowledgements are in use.
@@ -132,7 +132,8 @@ bitflags::bitflags! {
             | Self::WINDOW_LIMITED.bits();
         /// All that is sent other than new data and ACKs.
         const TX_SPECIAL = Self::TX_SYN.bits() | Self::TX_AGAIN.bits() | Self::TX_RESET.bits()
-            | Self::TX_REPLY.bits() | Self::TX_PROBE.bits() | Self::TX_KEEPALIVE.bits();
+            | Self::TX_REPLY.bits() | Self::TX_PROBE.bits() | Self::TX_KEEPALIVE.bits()
+            | Self::TX_LARGER.bits();
         const TX_ANY = Self::TX_ACK.bits() | Self::TX_SPECIAL.bits();
     }
 }
@@ -171,6 +172,8 @@ bitflags::bitflags! {
         const ACTIVE = 1 << 13;
         /// The link takes nothing of what waits, and nothing is in flight.
         const LINK_WAIT = 1 << 14;
+        /// An ICMP error was noted.
+        const SOFT_ERROR = 1 << 15;
     }
 }
 

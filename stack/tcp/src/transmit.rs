@@ -232,7 +232,7 @@ impl Tcb {
 
     /// Bytes of options that `mss` leaves room for.
     #[inline]
-    fn usual_options_len(&self) -> usize {
+    pub(crate) fn usual_options_len(&self) -> usize {
         if self.facts.contains(Facts::TIMESTAMPS) { 12 } else { 0 }
     }
 
@@ -244,7 +244,7 @@ impl Tcb {
     }
 
     /// What follows from having sent the numbers from `seq` up to `end`.
-    fn note_sent(&mut self, env: &mut Env<'_>, seq: SeqNumber, end: SeqNumber) {
+    pub(crate) fn note_sent(&mut self, env: &mut Env<'_>, seq: SeqNumber, end: SeqNumber) {
         if self.snd_una == seq && self.flight == NIL {
             self.note_lone(env);
         } else {
@@ -458,6 +458,9 @@ impl Tcb {
             if self.transmit_probe(env, out) {
                 return true;
             }
+        }
+        if self.facts.contains(Facts::TX_LARGER) && self.transmit_larger(env, out) {
+            return true;
         }
         if self.facts.contains(Facts::TX_KEEPALIVE) {
             // RFC 9293 section 3.8.4: a number below the window makes the peer say where it is.

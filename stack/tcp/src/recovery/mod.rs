@@ -30,6 +30,7 @@ pub(crate) use undo::Undo;
 
 use crate::congestion::{Controller, Signal};
 use crate::flight::{Fate, Flight, Record, Records};
+use crate::mtu::Trial;
 use crate::recovery::scoreboard::Progress;
 use crate::segment::Segment;
 use crate::slab::NIL;
@@ -55,6 +56,16 @@ pub enum CongestionState {
     Recovery,
     /// A retransmission time-out is being recovered from.
     Loss,
+}
+
+impl Flight {
+    /// What is lost was not lost to congestion: it is repaired without a reduction, until all that was
+    /// sent before `max` is acknowledged.
+    pub(crate) fn begin_repair(&mut self, max: SeqNumber) {
+        self.high_seq = max;
+        self.undo = Undo::default();
+        self.probe = Probe::default();
+    }
 }
 
 impl Tcb {
@@ -253,6 +264,7 @@ impl Tcb {
         let repair = self.ca_state != CongestionState::Open
             || !flight.is_plain()
             || flight.probe.is_out()
+            || flight.trial.end.is_some()
             || flight.undo.marker.is_some();
         self.facts.set(Facts::REPAIR, repair);
         self.marks.set(Marks::PROBED, flight.probe.is_out());
@@ -431,6 +443,7 @@ impl Tcb {
             flight.undo.frto = state < CongestionState::Recovery || repeated;
             flight.high_seq = self.snd_max;
             flight.probe = Probe::default();
+            flight.trial = Trial::default();
             self.left_out = flight.left_out();
         }
         self.congestion.on_timeout(
@@ -493,9 +506,7 @@ impl Tcb {
             index = record.next;
         }
         if progress.lost != 0 && self.ca_state != CongestionState::Loss {
-            flight.high_seq = max;
-            flight.undo = Undo::default();
-            flight.probe = Probe::default();
+            flight.begin_repair(max);
             self.ca_state = CongestionState::Loss;
         }
         self.sync_flight(env);
