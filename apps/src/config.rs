@@ -229,6 +229,7 @@ impl Config {
         config.tcp = self.tcp.config();
         config.syn_cookies = self.tcp.syn_cookies.into();
         config.disk_net = self.disk.net.into();
+        config.retention = self.disk.retention.into();
         config
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use millstream::buf::{ArenaConfig, HugePages};
-use millstream::core::{DiskNet, Idle, Ipv4Config, Ipv6Config, Limits, SynCookiePolicy};
+use millstream::core::{DiskNet, Idle, Ipv4Config, Ipv6Config, Limits, Retention, SynCookiePolicy};
 use millstream::disk::QueueKind;
 use millstream::dpdk_port::{Device, EalConfig, PortConfig};
 use millstream::http::{CacheConfig, ServerConfig, Timeouts};
@@ -458,6 +458,26 @@ impl From<Net> for DiskNet {
     }
 }
 
+/// How long buffers of files are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Keep {
+    /// Until they are acknowledged.
+    #[default]
+    UntilAck,
+    /// Until they are sent, for files in images.
+    UntilTx,
+}
+
+impl From<Keep> for Retention {
+    fn from(keep: Keep) -> Self {
+        match keep {
+            Keep::UntilAck => Self::UntilAck,
+            Keep::UntilTx => Self::UntilTx,
+        }
+    }
+}
+
 /// `[disk]`
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
@@ -466,6 +486,7 @@ pub struct DiskSection {
     pub queue: DiskDriver,
     pub depth: usize,
     pub net: Net,
+    pub retention: Keep,
 }
 
 impl Default for DiskSection {
@@ -474,6 +495,7 @@ impl Default for DiskSection {
             queue: DiskDriver::default(),
             depth: Limits::default().disk_depth,
             net: Net::default(),
+            retention: Keep::default(),
         }
     }
 }

@@ -49,7 +49,7 @@ mod udp;
 mod waiting;
 
 pub use config::{
-    DiskNet, Ipv4Config, Ipv6Config, Limits, ShardConfig, SynCookiePolicy, random_secret,
+    DiskNet, Ipv4Config, Ipv6Config, Limits, Retention, ShardConfig, SynCookiePolicy, random_secret,
 };
 pub use control::SendFlags;
 pub use executor::{JoinHandle, TooManyTasks};

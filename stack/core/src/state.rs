@@ -155,6 +155,7 @@ impl State {
             secret,
             syn_cookies,
             disk_net,
+            retention,
             skip_checksums,
         } = config;
         let word = |i: usize| {
@@ -227,7 +228,7 @@ impl State {
             reassembly: Reassembly::new(),
             link_timer: None,
             link_timer_at: Instant::FAR_FUTURE,
-            splices: Splices::new(limits.disk_depth),
+            splices: Splices::new(limits.disk_depth, retention),
             disk_net,
             segment: Segment::default(),
             rx: RxMetrics::default(),

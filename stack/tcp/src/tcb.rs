@@ -170,6 +170,8 @@ bitflags::bitflags! {
         const ACTIVE = 1 << 13;
         /// The link takes nothing of what waits, and nothing is in flight.
         const LINK_WAIT = 1 << 14;
+        /// Some of what was sent may have been let go of.
+        const VOIDS = 1 << 15;
     }
 }
 
