@@ -8,8 +8,9 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::path::Path;
 
 use millstream::buf::ArenaConfig;
-use millstream::core::ShardConfig;
+use millstream::core::{Idle, Polling, ShardConfig};
 use millstream::dpdk_port::{Device, EalConfig, MemifRole, PcapSink, PortConfig};
+use millstream::timer::BACKUP_HZ_MAX;
 use serde::{Deserialize, Serialize};
 
 use crate::error::AppError;
@@ -100,6 +101,22 @@ impl Config {
                 "tcp.recv_buffer_bytes and tcp.send_buffer_bytes must be between 4096 and 1073741824",
             );
         }
+        let bounds = [self.tcp.recv_buffer_max_bytes, self.tcp.send_buffer_max_bytes];
+        if bounds.iter().any(|bytes| *bytes > 1 << 30) {
+            return bad(
+                "tcp.recv_buffer_max_bytes and tcp.send_buffer_max_bytes must be at most 1073741824; 0 \
+                 keeps buffers as they are at first",
+            );
+        }
+        if self.ipv6.stable_secret.is_some() && !self.ipv6.slaac {
+            return bad("ipv6.stable_secret makes addresses only with ipv6.slaac = true; set both");
+        }
+        if self.shard.backup_hz > BACKUP_HZ_MAX {
+            return bad(&format!(
+                "shard.backup_hz is {}; set it between 0 (none) and {BACKUP_HZ_MAX}",
+                self.shard.backup_hz
+            ));
+        }
         if self.http.connections >= self.limits.tasks {
             return bad(&format!(
                 "http.connections is {} and each takes a task; raise limits.tasks, now {}, above it",
@@ -187,6 +204,9 @@ impl Config {
             mtu: link.mtu,
             mac: link.mac.map(|mac| mac.0),
             copy_below_bytes: link.copy_below_bytes,
+            // A loop that never sleeps needs none, and some devices are slower with them.
+            rx_interrupts: self.shard.polling() == Polling::Interrupt
+                || Idle::from(self.shard.idle) == Idle::Adaptive,
             ..PortConfig::new(device)
         }
     }
@@ -228,6 +248,9 @@ impl Config {
         config.limits = self.limits.limits(self.disk.depth);
         config.tcp = self.tcp.config();
         config.syn_cookies = self.tcp.syn_cookies.into();
+        config.polling = self.shard.polling();
+        config.timers = self.shard.timers();
+        config.trace_triggers = self.shard.trigger_histogram;
         config.disk_net = self.disk.net.into();
         config.retention = self.disk.retention.into();
         config

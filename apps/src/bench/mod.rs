@@ -1,5 +1,6 @@
 //! `millstream bench`: load generators.
 
+mod duo;
 mod kernel;
 mod load;
 mod plot;
@@ -10,6 +11,7 @@ mod session;
 mod splice;
 mod stack;
 mod tally;
+mod triggers;
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -20,7 +22,8 @@ use clap::{Args, Subcommand, ValueEnum};
 use crate::error::AppError;
 use crate::output::say;
 use load::{Limits, Schedule};
-use report::{Report, grouped};
+use report::Report;
+pub use report::{grouped, nanos};
 use session::Run;
 use tally::Tally;
 
@@ -38,6 +41,8 @@ pub struct BenchArgs {
 enum What {
     /// Asks an HTTP/1.1 server for files and measures rate and latency.
     Http(HttpArgs),
+    /// Measures how far apart the moments are at which soft timers may fire, under several loads.
+    Triggers(triggers::TriggersArgs),
     /// Sends a file through TCP into a card without a network, spliced and by the task's own reads,
     /// and by the kernel's sendfile, and compares what a CPU carries.
     Splice(splice::SpliceArgs),
@@ -184,6 +189,7 @@ impl From<BenchError> for AppError {
 pub fn run(args: BenchArgs) -> Result<(), BenchError> {
     match args.what {
         What::Http(args) => http(&args),
+        What::Triggers(args) => triggers::run(&args),
         What::Splice(args) => splice::run(&args).map_err(BenchError::Stack),
     }
 }

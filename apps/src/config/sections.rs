@@ -5,14 +5,17 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use millstream::buf::{ArenaConfig, HugePages};
-use millstream::core::{DiskNet, Idle, Ipv4Config, Ipv6Config, Limits, Retention, SynCookiePolicy};
+use millstream::core::{
+    DiskNet, Idle, Ipv4Config, Ipv6Config, Limits, Polling, Quota, Retention, SynCookiePolicy,
+    TimerSource,
+};
 use millstream::disk::QueueKind;
 use millstream::dpdk_port::{Device, EalConfig, PortConfig};
 use millstream::http::{CacheConfig, ServerConfig, Timeouts};
-use millstream::tcp::{Algorithm, KeepAlive};
+use millstream::tcp::{Algorithm, Ecn, KeepAlive, Pacing};
 use serde::{Deserialize, Serialize};
 
-use super::values::{Cidr, CidrV6, Mac, PciAddress};
+use super::values::{Cidr, CidrV6, Mac, PciAddress, Secret};
 
 /// Kinds of links.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -144,6 +147,7 @@ pub struct Ipv6Section {
     pub address: Option<CidrV6>,
     pub gateway: Option<Ipv6Addr>,
     pub slaac: bool,
+    pub stable_secret: Option<Secret>,
 }
 
 impl Ipv6Section {
@@ -153,7 +157,7 @@ impl Ipv6Section {
             addresses: self.address.iter().map(|cidr| (cidr.ip, cidr.prefix_len)).collect(),
             gateway: self.gateway,
             slaac: self.slaac,
-            stable_secret: None,
+            stable_secret: self.stable_secret.map(|secret| secret.0),
         })
     }
 }
@@ -306,13 +310,63 @@ impl From<Algorithm> for Congestion {
     }
 }
 
+/// When explicit congestion notification is used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EcnMode {
+    /// Never.
+    Off,
+    /// If the peer asks for it.
+    #[default]
+    Accept,
+    /// This side asks for it, too.
+    Request,
+}
+
+impl From<EcnMode> for Ecn {
+    fn from(mode: EcnMode) -> Self {
+        match mode {
+            EcnMode::Off => Self::Off,
+            EcnMode::Accept => Self::Accept,
+            EcnMode::Request => Self::Request,
+        }
+    }
+}
+
+/// When segments are clocked out at a rate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PacingMode {
+    /// For congestion controllers that need it.
+    #[default]
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
+}
+
+impl From<PacingMode> for Pacing {
+    fn from(mode: PacingMode) -> Self {
+        match mode {
+            PacingMode::Auto => Self::Auto,
+            PacingMode::On => Self::On,
+            PacingMode::Off => Self::Off,
+        }
+    }
+}
+
 /// `[tcp]`
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 #[allow(missing_docs)]
 pub struct TcpSection {
     pub recv_buffer_bytes: u32,
+    /// 0: it does not grow.
+    pub recv_buffer_max_bytes: u32,
     pub send_buffer_bytes: u32,
+    /// 0: it does not grow.
+    pub send_buffer_max_bytes: u32,
     pub min_rto_us: u32,
     pub initial_rto_us: u32,
     pub max_rto_us: u32,
@@ -326,6 +380,9 @@ pub struct TcpSection {
     pub fin_wait_2_us: u64,
     pub initial_window_segments: u8,
     pub congestion: Congestion,
+    pub ecn: EcnMode,
+    pub pacing: PacingMode,
+    pub rack: bool,
     pub nagle: bool,
     pub timestamps: bool,
     pub sack: bool,
@@ -340,7 +397,9 @@ impl Default for TcpSection {
         let tcp = millstream::tcp::Config::default();
         Self {
             recv_buffer_bytes: tcp.recv_buffer_bytes,
+            recv_buffer_max_bytes: tcp.recv_buffer_max_bytes,
             send_buffer_bytes: tcp.send_buffer_bytes,
+            send_buffer_max_bytes: tcp.send_buffer_max_bytes,
             min_rto_us: tcp.min_rto_us,
             initial_rto_us: tcp.initial_rto_us,
             max_rto_us: tcp.max_rto_us,
@@ -353,6 +412,9 @@ impl Default for TcpSection {
             fin_wait_2_us: tcp.fin_wait_2_us,
             initial_window_segments: tcp.initial_window_segments,
             congestion: tcp.congestion.into(),
+            ecn: EcnMode::default(),
+            pacing: PacingMode::default(),
+            rack: tcp.rack,
             nagle: tcp.nagle,
             timestamps: tcp.timestamps,
             sack: tcp.sack,
@@ -368,7 +430,9 @@ impl TcpSection {
     pub fn config(&self) -> millstream::tcp::Config {
         millstream::tcp::Config {
             recv_buffer_bytes: self.recv_buffer_bytes,
+            recv_buffer_max_bytes: self.recv_buffer_max_bytes,
             send_buffer_bytes: self.send_buffer_bytes,
+            send_buffer_max_bytes: self.send_buffer_max_bytes,
             min_rto_us: self.min_rto_us,
             initial_rto_us: self.initial_rto_us,
             max_rto_us: self.max_rto_us,
@@ -381,6 +445,9 @@ impl TcpSection {
             fin_wait_2_us: self.fin_wait_2_us,
             initial_window_segments: self.initial_window_segments,
             congestion: self.congestion.into(),
+            ecn: self.ecn.into(),
+            pacing: self.pacing.into(),
+            rack: self.rack,
             nagle: self.nagle,
             timestamps: self.timestamps,
             sack: self.sack,
@@ -594,11 +661,102 @@ impl From<IdleMode> for Idle {
     }
 }
 
+/// When the link is asked for frames.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PollingMode {
+    /// In each turn.
+    #[default]
+    Spin,
+    /// When a quota of them has come.
+    Quota,
+    /// For each, after waiting for it.
+    Interrupt,
+}
+
+/// Frames that a poll is to find: a number, or `auto`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(try_from = "toml::Value", into = "toml::Value")]
+pub struct QuotaValue(pub Quota);
+
+impl TryFrom<toml::Value> for QuotaValue {
+    type Error = String;
+
+    fn try_from(value: toml::Value) -> Result<Self, String> {
+        match &value {
+            toml::Value::Integer(frames @ 1..=32) => Ok(Self(Quota::Frames(*frames as u8))),
+            toml::Value::String(word) if word == "auto" => Ok(Self(Quota::Auto)),
+            other => {
+                Err(format!("the quota is {other}; set it between 1 and 32 frames, or to \"auto\""))
+            }
+        }
+    }
+}
+
+impl From<QuotaValue> for toml::Value {
+    fn from(value: QuotaValue) -> Self {
+        match value.0 {
+            Quota::Frames(frames) => Self::Integer(frames.into()),
+            Quota::Auto => Self::String("auto".to_owned()),
+        }
+    }
+}
+
+/// What makes the loop look for due timers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TimerMode {
+    /// Its own trigger points.
+    #[default]
+    Soft,
+    /// Signals.
+    Signal,
+}
+
 /// `[shard]`
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 #[allow(missing_docs)]
 pub struct ShardSection {
     pub idle: IdleMode,
+    pub polling: PollingMode,
+    pub quota: QuotaValue,
+    pub timers: TimerMode,
+    /// 0: none.
+    pub backup_hz: u32,
+    pub trigger_histogram: bool,
     pub cpu: Option<usize>,
+}
+
+impl Default for ShardSection {
+    fn default() -> Self {
+        Self {
+            idle: IdleMode::default(),
+            polling: PollingMode::default(),
+            quota: QuotaValue(Quota::Auto),
+            timers: TimerMode::default(),
+            backup_hz: 1000,
+            trigger_histogram: false,
+            cpu: None,
+        }
+    }
+}
+
+impl ShardSection {
+    /// When the shard asks its link for frames.
+    pub fn polling(&self) -> Polling {
+        match self.polling {
+            PollingMode::Spin => Polling::Spin,
+            PollingMode::Quota => Polling::Quota(self.quota.0),
+            PollingMode::Interrupt => Polling::Interrupt,
+        }
+    }
+
+    /// What makes the shard look for due timers.
+    pub fn timers(&self) -> TimerSource {
+        match self.timers {
+            TimerMode::Soft => TimerSource::Soft,
+            TimerMode::Signal => TimerSource::Signal,
+        }
+    }
 }

@@ -106,6 +106,39 @@ pub enum SynCookiePolicy {
     Off,
 }
 
+/// Frames that a poll of the link is to find on the average.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quota {
+    /// So many, 1 to 32.
+    Frames(u8),
+    /// As many as make a frame cheapest: found by trying.
+    Auto,
+}
+
+/// When the link is asked for frames.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Polling {
+    /// In each turn.
+    #[default]
+    Spin,
+    /// At intervals in which a quota of them comes (Aron and Druschel, SOSP '99, section 4.2), and
+    /// between those the core is free for others. No frame waits longer than 100 us for it.
+    Quota(Quota),
+    /// For each frame, after waiting for the device to signal it: the baseline, for measuring what
+    /// the others are worth. Where the device cannot signal, the loop sleeps for short times.
+    Interrupt,
+}
+
+/// What makes the loop look for due timers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TimerSource {
+    /// Its own trigger points: soft timers.
+    #[default]
+    Soft,
+    /// A signal of a POSIX timer that is set for each: the baseline.
+    Signal,
+}
+
 /// How [`send_file`](crate::TcpStream::send_file) brings a file to the network.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DiskNet {
@@ -145,6 +178,13 @@ pub struct ShardConfig {
     pub secret: [u8; 48],
     /// What listeners do under a flood of SYNs.
     pub syn_cookies: SynCookiePolicy,
+    /// When the link is asked for frames.
+    pub polling: Polling,
+    /// What makes the loop look for due timers.
+    pub timers: TimerSource,
+    /// Record the intervals between trigger points, see
+    /// [`Stack::trigger_stats`](crate::Stack::trigger_stats): a reading of the clock at each.
+    pub trace_triggers: bool,
     /// How files are sent.
     pub disk_net: DiskNet,
     /// How long the buffers of files are kept.
@@ -164,6 +204,9 @@ impl ShardConfig {
             tcp: millstream_tcp::Config::default(),
             secret: random_secret(),
             syn_cookies: SynCookiePolicy::default(),
+            polling: Polling::default(),
+            timers: TimerSource::default(),
+            trace_triggers: false,
             disk_net: DiskNet::default(),
             retention: Retention::default(),
             skip_checksums: false,

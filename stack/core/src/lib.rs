@@ -22,6 +22,7 @@ mod demux6;
 mod executor;
 mod flow;
 mod fragments;
+mod idle;
 mod ipv6;
 mod keys;
 mod listener;
@@ -33,6 +34,7 @@ mod output6;
 mod pairs;
 mod path;
 mod pmtu;
+mod poll;
 mod proxy;
 mod read;
 mod readahead;
@@ -49,7 +51,8 @@ mod udp;
 mod waiting;
 
 pub use config::{
-    DiskNet, Ipv4Config, Ipv6Config, Limits, Retention, ShardConfig, SynCookiePolicy, random_secret,
+    DiskNet, Ipv4Config, Ipv6Config, Limits, Polling, Quota, Retention, ShardConfig,
+    SynCookiePolicy, TimerSource, random_secret,
 };
 pub use control::SendFlags;
 pub use executor::{JoinHandle, TooManyTasks};

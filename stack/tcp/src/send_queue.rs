@@ -438,9 +438,8 @@ mod tests {
             for (op, at, len) in ops {
                 match op {
                     0 => {
-                        if queue.push(&mut slab, make(end, len), start + end).is_ok() {
-                            end += len;
-                        }
+                        let pushed = queue.push(&mut slab, make(end, len), start + end).is_ok();
+                        end += if pushed { len } else { 0 };
                     }
                     1 => {
                         let mut out = ArrayVec::new();
