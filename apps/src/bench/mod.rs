@@ -4,6 +4,7 @@ mod duo;
 mod kernel;
 mod load;
 mod plot;
+mod polling;
 mod progress;
 mod report;
 mod response;
@@ -43,6 +44,10 @@ enum What {
     Http(HttpArgs),
     /// Measures how far apart the moments are at which soft timers may fire, under several loads.
     Triggers(triggers::TriggersArgs),
+    /// Compares a server that polls its network by a quota with one that is woken for each frame.
+    Polling(polling::TurnsArgs),
+    /// Compares what 20,000 to 100,000 events a second cost a server, by soft timers and by signals.
+    Events(polling::TurnsArgs),
     /// Sends a file through TCP into a card without a network, spliced and by the task's own reads,
     /// and by the kernel's sendfile, and compares what a CPU carries.
     Splice(splice::SpliceArgs),
@@ -190,6 +195,8 @@ pub fn run(args: BenchArgs) -> Result<(), BenchError> {
     match args.what {
         What::Http(args) => http(&args),
         What::Triggers(args) => triggers::run(&args),
+        What::Polling(args) => polling::run_polling(&args),
+        What::Events(args) => polling::run_events(&args),
         What::Splice(args) => splice::run(&args).map_err(BenchError::Stack),
     }
 }

@@ -36,7 +36,7 @@ pub(crate) const TOKEN_LINK: u32 = 2 << 30;
 pub(crate) const TOKEN_TIME_WAIT: u32 = 3 << 30;
 
 /// Timers fired in one turn at most, so that packets still flow when many fall due at once.
-pub(crate) const TIMERS_A_TURN: usize = 256;
+const TIMERS_A_TURN: usize = 256;
 
 /// Who is served from a channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,6 +108,8 @@ pub(crate) struct State {
     pub waiting: Waiting,
 
     pub wheel: TimerWheel,
+    /// The turn that fired timers last, and how many.
+    pub fired: (u64, usize),
     /// What trigger points see, if that is recorded.
     pub triggers: Option<Box<TriggerStats>>,
     pub sleepers: Vec<Option<Sleeper>>,
@@ -217,6 +219,7 @@ impl State {
             raw: VecDeque::with_capacity(crate::output::RAW_MAX),
             waiting: Waiting::new(),
             wheel: TimerWheel::with_capacity(timers, now),
+            fired: (0, 0),
             triggers: config.trace_triggers.then(Box::default),
             sleepers: Vec::new(),
             free_sleepers: Vec::new(),
@@ -376,9 +379,19 @@ impl State {
 
     // ---- Time ------------------------------------------------------------------------------
 
-    /// Fires what is due, at most so many. Returns how many timers that were.
+    /// Fires what is due, within the bound of a turn. Returns how many timers that were.
     #[inline(never)]
-    pub fn fire_timers(&mut self, most: usize) -> usize {
+    pub fn fire_timers(&mut self) -> usize {
+        if self.fired.0 != self.metrics.turns {
+            self.fired = (self.metrics.turns, 0);
+        }
+        let most = TIMERS_A_TURN - self.fired.1;
+        let count = self.fire(most);
+        self.fired.1 += count;
+        count
+    }
+
+    fn fire(&mut self, most: usize) -> usize {
         for count in 0..most {
             let Some(token) = self.wheel.pop_expired(self.now) else { return count };
             self.metrics.timers_fired += 1;

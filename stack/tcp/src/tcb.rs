@@ -507,6 +507,12 @@ impl Tcb {
             || (self.snd_nxt != self.snd_limit() && self.sendable() != 0)
     }
 
+    /// Most bytes of payload in a segment that is sent.
+    #[inline]
+    pub fn mss(&self) -> u16 {
+        self.mss
+    }
+
     /// Whether an ACK is due now.
     #[inline]
     pub fn owes_ack(&self) -> bool {

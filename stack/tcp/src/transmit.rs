@@ -77,7 +77,8 @@ impl Tcb {
         if out.segments_max > 1 && count == mss && usable >= 2 * mss {
             (count, usable) = self.run_bytes(env.config, u32::from(out.segments_max));
         }
-        let sent = self.send_queue.gather_next(env.slices, seq, count, &mut out.payload);
+        let payload = &mut out.payload;
+        let (sent, count) = self.send_queue.gather_run(env.slices, seq, count, mss, payload);
         let end = seq + sent;
         // Fewer than there are: a record ends.
         if sent < count || self.push_due(env.config, end, sent, usable.saturating_sub(sent)) {

@@ -476,6 +476,10 @@ impl Tcb {
         let (mss, max) = (u32::from(self.mss), self.snd_max);
         let mut progress = Progress::default();
         let Some((flight, records)) = env.slices.flights.get_mut(self.flight) else { return };
+        if !self.facts.contains(Facts::SACK) {
+            flight.sacked_bytes = 0;
+            flight.sacked_segments = 0;
+        }
         let mut index = flight.head;
         while let Some(&record) = records.get(index) {
             if record.len() > mss {
