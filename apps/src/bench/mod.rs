@@ -1,8 +1,10 @@
-//! `millstream bench`: load generators.
+//! `millstream bench`: load generators, and tables of published papers.
 
 mod duo;
 mod kernel;
 mod load;
+mod pacing;
+mod paper;
 mod plot;
 mod polling;
 mod progress;
@@ -51,6 +53,10 @@ enum What {
     /// Sends a file through TCP into a card without a network, spliced and by the task's own reads,
     /// and by the kernel's sendfile, and compares what a CPU carries.
     Splice(splice::SpliceArgs),
+    /// Reproduces tables of the soft-timers paper with this stack, beside what was published.
+    Paper(paper::PaperArgs),
+    /// Measures how far from its moment each paced segment leaves, on a busy shard of this machine.
+    Pacing(pacing::PacingArgs),
 }
 
 /// Whose TCP carries the requests.
@@ -198,6 +204,8 @@ pub fn run(args: BenchArgs) -> Result<(), BenchError> {
         What::Polling(args) => polling::run_polling(&args),
         What::Events(args) => polling::run_events(&args),
         What::Splice(args) => splice::run(&args).map_err(BenchError::Stack),
+        What::Paper(args) => paper::run(&args),
+        What::Pacing(args) => pacing::run(&args),
     }
 }
 
@@ -244,7 +252,8 @@ fn http(args: &HttpArgs) -> Result<(), BenchError> {
         let rate = grouped(report.requests_per_second as u64);
         let requests = grouped(report.requests);
         let subtitle = format!("{what}: {requests} requests, {rate} requests/s");
-        plot::draw(path, &title, &subtitle, &state.tally.latency).map_err(BenchError::Plot)?;
+        plot::draw(path, &title, &subtitle, "requests", &state.tally.latency)
+            .map_err(BenchError::Plot)?;
         say(format_args!("  plot          {}", path.display()));
     }
     match report.failed() {

@@ -21,6 +21,7 @@ use crate::metrics::{RxMetrics, ShardMetrics};
 use crate::neighbor::Neighbors;
 use crate::output::{Checksums, RawFrame};
 use crate::pairs::Pairs;
+use crate::path_rates::PathRates;
 use crate::pmtu::PathMtus;
 use crate::reassembly::Reassembly;
 use crate::splice::Splices;
@@ -116,6 +117,7 @@ pub(crate) struct State {
     pub free_sleepers: Vec<u32>,
     pub neighbors: Neighbors,
     pub path_mtus: PathMtus,
+    pub path_rates: PathRates,
     pub reassembly: Reassembly,
     /// For neighbours, addresses and fragments.
     pub link_timer: Option<TimerId>,
@@ -225,6 +227,7 @@ impl State {
             free_sleepers: Vec::new(),
             neighbors: Neighbors::default(),
             path_mtus: PathMtus::default(),
+            path_rates: PathRates::new(isn_key),
             reassembly: Reassembly::new(),
             link_timer: None,
             link_timer_at: Instant::FAR_FUTURE,
@@ -414,14 +417,17 @@ impl State {
         conn.timer = None;
         conn.timer_at = Instant::FAR_FUTURE;
         if conn.tcb.deadline() > self.now {
+            if !self.path_mtus.is_empty() {
+                self.search_path(number);
+            }
             return self.after_events(number, Events::empty());
         }
-        let limit = conn.tcb.segment_limit();
+        let (limit, most) = (conn.tcb.segment_limit(), conn.tcb.segment_most());
         let time_outs = self.tcp_stats.rto_fired;
         let events = conn.tcb.on_timer(&mut env!(self));
         let timed_out = self.tcp_stats.rto_fired != time_outs;
         if conn.tcb.segment_limit() < limit {
-            self.note_black_hole(number);
+            self.note_black_hole(number, most);
         }
         if timed_out {
             self.renew_station(number);
@@ -489,6 +495,7 @@ impl State {
             } else {
                 self.offer_to_listener(id);
             }
+            self.start_at_remembered_rate(id);
             self.wake_both(number);
         }
         if events.contains(Events::TIME_WAIT) && self.compact_time_wait(number) {
@@ -541,6 +548,7 @@ impl State {
     pub fn remove_conn(&mut self, number: u32) {
         self.splice_abandon(number);
         let Some(mut conn) = self.conns.remove(number) else { return };
+        self.remember_rate(&conn);
         self.release_key(&conn.key);
         if !conn.facts.contains(Facts::CLOSED) {
             self.flows.remove(&conn.key, number);
