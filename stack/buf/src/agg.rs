@@ -4,6 +4,10 @@ use std::collections::VecDeque;
 
 use crate::iobuf::IoBuf;
 
+mod edit;
+
+pub use edit::NoBuffer;
+
 /// An ordered list of slices that reads as one run of bytes (IO-Lite's aggregate).
 #[derive(Clone, Debug, Default)]
 pub struct Agg {

@@ -106,7 +106,7 @@ impl IoBuf {
         debug_assert_eq!(head.refs.get(), 0);
         debug_assert!(offset + len <= head.capacity);
         head.refs.set(1);
-        head.generation.set(head.generation.get().wrapping_add(1));
+        head.next_generation();
         Self { header, offset, len, _not_send: PhantomData }
     }
 
@@ -189,17 +189,24 @@ impl IoBuf {
         }
         // SAFETY: the only handle, borrowed mutably.
         let bytes = unsafe {
-            let start = self.header.as_ref().data.as_ptr().add(self.offset as usize);
+            let header = self.header.as_ref();
+            header.next_generation();
+            let start = header.data.as_ptr().add(self.offset as usize);
             std::slice::from_raw_parts_mut(start, self.len as usize)
         };
         Some((bytes, copied))
     }
 
-    /// How often the buffer had been handed out when this handle's turn came: together with
+    /// How often the buffer was handed out or written in place up to now: together with
     /// [`Self::as_ptr`](slice::as_ptr) it names a content (IO-Lite's generation number).
     pub fn generation(&self) -> u32 {
         // SAFETY: the header lives as long as a handle does.
-        unsafe { self.header.as_ref().generation.get() }
+        unsafe { self.header.as_ref().generation() }
+    }
+
+    /// Where in the buffer the slice begins, in bytes.
+    pub(crate) fn offset(&self) -> u32 {
+        self.offset
     }
 
     /// Bytes of memory that this handle keeps from being reused: the whole buffer.

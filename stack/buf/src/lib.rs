@@ -23,18 +23,34 @@
 
 mod agg;
 mod arena;
+mod audit;
 mod copy;
 mod header;
 mod iobuf;
+mod map;
+mod memo;
 mod memory;
+mod poison;
+mod pool;
+mod quota;
+mod returns;
 mod staging;
 
-pub use agg::Agg;
+/// What `returns` is made of; its test under loom puts loom's in place.
+mod sync {
+    pub use std::sync::atomic::{AtomicU32, Ordering};
+}
+
+pub use agg::{Agg, NoBuffer};
 pub use arena::{Arena, ArenaConfig, ArenaError, ArenaStats, HugePages, PageKind, SizeClass};
+pub use audit::{Audit, Held};
 pub use copy::copy_short;
 pub use header::{BufHeader, DRIVER_WORDS, release_any_thread, retain};
 pub use iobuf::{IoBuf, IoBufMut};
+pub use memo::MemoStats;
 pub use memory::{advise_huge_pages, prefetch};
+pub use pool::{AccessError, Domain, Pool, Pools, SharedView, SliceRef};
+pub use quota::Quota;
 pub use staging::Staging;
 
 /// Size of a [`SizeClass::Frame`] buffer in bytes: one Ethernet frame of 1500 bytes MTU with room
