@@ -1,4 +1,4 @@
-//! `millstream bench`: load generators.
+//! `millstream bench`: load generators, and what the mechanisms are worth.
 
 mod kernel;
 mod load;
@@ -6,9 +6,11 @@ mod plot;
 mod progress;
 mod report;
 mod response;
+mod semantics;
 mod session;
 mod stack;
 mod tally;
+mod transfers;
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -26,7 +28,7 @@ use tally::Tally;
 /// How long a connection may take to open.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Measures a server.
+/// Measures a server, or this machine.
 #[derive(Debug, Args)]
 pub struct BenchArgs {
     #[command(subcommand)]
@@ -37,6 +39,8 @@ pub struct BenchArgs {
 enum What {
     /// Asks an HTTP/1.1 server for files and measures rate and latency.
     Http(HttpArgs),
+    /// Compares copying with the other ways to send a buffer: the eight data semantics.
+    Semantics(semantics::SemanticsArgs),
 }
 
 /// Whose TCP carries the requests.
@@ -150,6 +154,9 @@ pub enum BenchError {
     /// The plot.
     #[error("{0}")]
     Plot(String),
+    /// Transfers between two shards of this process.
+    #[error("cannot compare the data semantics: {0}")]
+    Transfer(String),
     /// Requests without a good answer.
     #[error("{failed} requests failed, {answered} were answered; the table above says how")]
     Failed {
@@ -180,6 +187,7 @@ impl From<BenchError> for AppError {
 pub fn run(args: BenchArgs) -> Result<(), BenchError> {
     match args.what {
         What::Http(args) => http(&args),
+        What::Semantics(args) => semantics::run(&args),
     }
 }
 

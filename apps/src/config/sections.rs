@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use millstream::buf::{ArenaConfig, HugePages};
+use millstream::buf::{ArenaConfig, DataSemantics, HugePages};
 use millstream::core::{Idle, Ipv4Config, Ipv6Config, Limits, SynCookiePolicy};
 use millstream::disk::QueueKind;
 use millstream::dpdk_port::{Device, EalConfig, PortConfig};
@@ -251,7 +251,7 @@ impl Default for LimitsSection {
 
 impl LimitsSection {
     /// As the shard takes them.
-    pub fn limits(&self, disk_depth: usize) -> Limits {
+    pub fn limits(&self, disk: &DiskSection) -> Limits {
         Limits {
             connections: self.connections,
             time_wait: self.time_wait,
@@ -262,7 +262,8 @@ impl LimitsSection {
             tasks: self.tasks,
             sleepers: self.sleepers,
             splice_buffers: self.splice_buffers,
-            disk_depth,
+            disk_depth: disk.depth,
+            cache_blocks: disk.cache_blocks,
         }
     }
 }
@@ -442,11 +443,38 @@ impl From<DiskDriver> for QueueKind {
 pub struct DiskSection {
     pub queue: DiskDriver,
     pub depth: usize,
+    /// 0: none.
+    pub cache_blocks: usize,
 }
 
 impl Default for DiskSection {
     fn default() -> Self {
-        Self { queue: DiskDriver::default(), depth: Limits::default().disk_depth }
+        let limits = Limits::default();
+        Self {
+            queue: DiskDriver::default(),
+            depth: limits.disk_depth,
+            cache_blocks: limits.cache_blocks,
+        }
+    }
+}
+
+/// How cached content is sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Semantics {
+    /// By reference.
+    #[default]
+    EmulatedCopy,
+    /// As a copy for each response.
+    Copy,
+}
+
+impl From<Semantics> for DataSemantics {
+    fn from(semantics: Semantics) -> Self {
+        match semantics {
+            Semantics::EmulatedCopy => Self::EmulatedCopy,
+            Semantics::Copy => Self::Copy,
+        }
     }
 }
 
@@ -470,6 +498,7 @@ pub struct HttpSection {
     pub cache_bytes: usize,
     pub cache_file_bytes_max: usize,
     pub cache_valid_ms: u64,
+    pub semantics: Semantics,
 }
 
 impl Default for HttpSection {
@@ -492,6 +521,7 @@ impl Default for HttpSection {
             cache_bytes: server.cache.bytes,
             cache_file_bytes_max: server.cache.file_bytes_max,
             cache_valid_ms: server.cache.valid.as_millis() as u64,
+            semantics: Semantics::default(),
         }
     }
 }
@@ -516,6 +546,7 @@ impl HttpSection {
                 file_bytes_max: self.cache_file_bytes_max,
                 valid: Duration::from_millis(self.cache_valid_ms),
             },
+            semantics: self.semantics.into(),
             ..ServerConfig::default()
         }
     }

@@ -7,6 +7,7 @@ use crate::iobuf::IoBuf;
 mod edit;
 
 pub use edit::NoBuffer;
+pub(crate) use edit::fresh;
 
 /// An ordered list of slices that reads as one run of bytes (IO-Lite's aggregate).
 #[derive(Clone, Debug, Default)]

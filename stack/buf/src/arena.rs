@@ -115,7 +115,7 @@ pub struct Arena(Rc<ArenaInner>);
 pub(crate) struct ArenaInner {
     base: NonNull<u8>,
     mapped_bytes: usize,
-    pages: PageKind,
+    pub(crate) pages: PageKind,
     pub(crate) headers: Box<[BufHeader]>,
     /// Free buffers of each class as indices into `headers`; last in, first out, so that the next
     /// buffer is the one most likely still in cache.
@@ -259,6 +259,12 @@ impl Arena {
     /// What remembering checksums has saved.
     pub fn memo_stats(&self) -> MemoStats {
         self.0.memo.stats()
+    }
+
+    /// Whether [`IoBuf::memoize`](crate::IoBuf::memoize) has an effect from now on. It has unless somebody
+    /// says otherwise: where a card computes checksums, remembering them is of no use.
+    pub fn set_memo(&self, on: bool) {
+        self.0.memo.set_on(on);
     }
 
     pub(crate) fn inner(&self) -> &ArenaInner {

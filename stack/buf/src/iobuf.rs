@@ -204,6 +204,22 @@ impl IoBuf {
         unsafe { self.header.as_ref().generation() }
     }
 
+    /// Writes at `at` of the slice though others may hold it.
+    ///
+    /// # Safety
+    /// No reference to these bytes is used afterwards, from whatever handle it came.
+    pub(crate) unsafe fn overwrite(&mut self, at: usize, bytes: &[u8]) {
+        assert!(at + bytes.len() <= self.len as usize);
+        // SAFETY: inside the slice by the check above; nobody relies on these bytes by the caller's
+        // promise, and what is remembered of them is forgotten.
+        unsafe {
+            let header = self.header.as_ref();
+            header.next_generation();
+            let to = header.data.as_ptr().add(self.offset as usize + at);
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len());
+        }
+    }
+
     /// Where in the buffer the slice begins, in bytes.
     pub(crate) fn offset(&self) -> u32 {
         self.offset

@@ -37,6 +37,7 @@ pub(crate) struct Memo {
     frames: Box<[Cuts<FRAME_CUTS>]>,
     blocks: Box<[Cuts<BLOCK_CUTS>]>,
     stats: Cell<MemoStats>,
+    on: Cell<bool>,
 }
 
 impl Memo {
@@ -45,7 +46,12 @@ impl Memo {
             frames: std::iter::repeat_with(Cuts::new).take(frames).collect(),
             blocks: std::iter::repeat_with(Cuts::new).take(blocks).collect(),
             stats: Cell::default(),
+            on: Cell::new(true),
         }
+    }
+
+    pub(crate) fn set_on(&self, on: bool) {
+        self.on.set(on);
     }
 
     pub(crate) fn stats(&self) -> MemoStats {
@@ -213,6 +219,7 @@ impl IoBuf {
         // SAFETY: the header lives as long as a handle does.
         let header = unsafe { self.header().as_ref() };
         if let Some(arena) = crate::arena::of(header)
+            && arena.memo.on.get()
             && !header.is_memoized()
         {
             arena.memo.reset(header.index);

@@ -71,6 +71,8 @@ pub struct Limits {
     pub splice_buffers: usize,
     /// Disk reads in flight of all connections together.
     pub disk_depth: usize,
+    /// 16 KiB blocks of files that are kept for the next transfer that wants them; 0: none.
+    pub cache_blocks: usize,
 }
 
 impl Default for Limits {
@@ -86,6 +88,7 @@ impl Default for Limits {
             sleepers: 32 * 1024,
             splice_buffers: 16,
             disk_depth: 128,
+            cache_blocks: 0,
         }
     }
 }

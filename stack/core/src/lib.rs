@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod autoconf;
+mod block_cache;
 mod channel;
 mod config;
 mod conn;
@@ -36,6 +37,7 @@ mod pmtu;
 mod proxy;
 mod reassembly;
 mod segment;
+mod semantics;
 mod shard;
 mod splice;
 mod stack;
@@ -46,11 +48,13 @@ mod time_wait;
 mod udp;
 mod waiting;
 
+pub use block_cache::CacheStats;
 pub use config::{Ipv4Config, Ipv6Config, Limits, ShardConfig, SynCookiePolicy, random_secret};
 pub use control::SendFlags;
 pub use executor::{JoinHandle, TooManyTasks};
 pub use listener::ListenError;
 pub use metrics::{RxMetrics, ShardMetrics};
+pub use semantics::Sent;
 pub use shard::{Idle, Shard, Turn};
 pub use splice::SendFileError;
 pub use stack::{ConnectError, Sleep, Stack};

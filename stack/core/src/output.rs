@@ -673,7 +673,14 @@ pub(crate) fn sum_payload(slices: &[IoBuf], wanted: bool) -> (usize, Sum) {
     let (mut len, mut sum) = (0, Sum::new());
     for slice in slices {
         len += slice.len();
-        if wanted {
+        if wanted && slice.is_memoized() {
+            let known = slice.sum_with(|bytes| {
+                let mut part = Sum::new();
+                part.add_bytes(bytes);
+                part.fold()
+            });
+            sum.add_known(known, slice.len());
+        } else if wanted {
             sum.add_bytes(slice);
         }
     }

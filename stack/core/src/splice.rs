@@ -86,6 +86,15 @@ pub(crate) struct Splice {
     waker: Option<Waker>,
 }
 
+impl Splice {
+    /// What the transfer wants of the block that begins at `offset` of the file.
+    fn part(&self, offset: u64) -> Range<usize> {
+        let skip = self.next_append.saturating_sub(offset).min(BLOCK_BYTES as u64);
+        let wanted = (self.end - offset).min(BLOCK_BYTES as u64);
+        skip as usize..wanted as usize
+    }
+}
+
 /// All transfers of a shard.
 pub(crate) struct Splices {
     slots: Vec<Option<Splice>>,
@@ -118,7 +127,8 @@ impl State {
         if range.start > range.end || range.end > file.len() {
             return Err(SendFileError::Range { range, len: file.len() });
         }
-        let align = file.align_bytes() as u64;
+        // What is kept for others is whole blocks.
+        let align = if self.cache.is_on() { BLOCK_BYTES as u64 } else { file.align_bytes() as u64 };
         let Some(conn) = self.conns.named_mut(id) else {
             return Err(SendFileError::Connection(std::io::ErrorKind::NotConnected.into()));
         };
@@ -192,17 +202,22 @@ impl State {
         if conn.tcb.wants_transmit() {
             conn.schedule_output(&mut self.output, number);
         }
-        self.splice_read(number, splice_number);
+        if self.splice_read(number, splice_number) {
+            // What was in the cache is there already.
+            return self.splice_progress(number);
+        }
         self.rearm(number);
     }
 
-    /// Asks the disk for what the window wants.
-    fn splice_read(&mut self, number: u32, splice_number: u32) {
+    /// Takes what the window wants from the cache, or asks the disk for it. Returns whether the block that
+    /// is next in order came from the cache.
+    fn splice_read(&mut self, number: u32, splice_number: u32) -> bool {
+        let mut is_next = false;
         loop {
-            let Some(conn) = self.conns.get_mut(number) else { return };
-            let Some(splice) = self.splices.get_mut(splice_number) else { return };
+            let Some(conn) = self.conns.get_mut(number) else { return is_next };
+            let Some(splice) = self.splices.get_mut(splice_number) else { return is_next };
             if splice.next_read >= splice.end {
-                return;
+                return is_next;
             }
             // What is read or queued but not sent may exceed what the window takes by the read-ahead,
             // no matter how long a peer keeps its window closed.
@@ -217,17 +232,36 @@ impl State {
                 || ahead >= taken + READ_AHEAD_BLOCKS * BLOCK_BYTES
                 || conn.facts.contains(Facts::PARKED)
             {
-                return;
+                return is_next;
+            }
+            if self.cache.is_on()
+                && let Some(buf) = self.cache.get(&splice.file, splice.next_read)
+            {
+                buf.memoize();
+                let part = splice.part(splice.next_read);
+                if part.end > buf.len() {
+                    // Not to be: blocks are kept under the length that their file has.
+                    return is_next;
+                }
+                is_next |= splice.blocks.is_empty();
+                splice.blocks.push_back(Block::Ready(buf.slice(part)));
+                splice.next_read += BLOCK_BYTES as u64;
+                continue;
             }
             let buf = if self.splices.in_disk < self.splices.depth {
-                self.arena.alloc(SizeClass::Block)
+                let buf = self.arena.alloc(SizeClass::Block);
+                match buf {
+                    None if self.cache.relieve() => self.arena.alloc(SizeClass::Block),
+                    other => other,
+                }
             } else {
                 None
             };
-            let Some(splice) = self.splices.get_mut(splice_number) else { return };
+            let Some(splice) = self.splices.get_mut(splice_number) else { return is_next };
             let align = splice.file.align_bytes() as u64;
             let block = splice.first_block.wrapping_add(splice.blocks.len() as u32);
-            let until_end = (splice.end - splice.next_read).next_multiple_of(align);
+            let end = if self.cache.is_on() { splice.file.len() } else { splice.end };
+            let until_end = (end - splice.next_read).next_multiple_of(align);
             let len = until_end.min(BLOCK_BYTES as u64);
             let submitted = buf.is_some_and(|buf| {
                 let token = u64::from(splice_number) << 32 | u64::from(block);
@@ -240,7 +274,7 @@ impl State {
                 if let Some(conn) = self.conns.get_mut(number) {
                     conn.park(&mut self.splices.parked, number);
                 }
-                return;
+                return is_next;
             }
             splice.blocks.push_back(Block::Reading);
             splice.next_read += len;
@@ -262,15 +296,20 @@ impl State {
             return self.splice_free_if_over(number);
         }
         let offset = splice.first_offset + (at * BLOCK_BYTES) as u64;
-        let skip = splice.next_append.saturating_sub(offset).min(BLOCK_BYTES as u64);
-        let wanted = (splice.end - offset).min(BLOCK_BYTES as u64);
+        let part = splice.part(offset);
+        let read = if self.cache.is_on() {
+            (splice.file.len() - offset).min(BLOCK_BYTES as u64) as usize
+        } else {
+            part.end
+        };
         let result = match result {
-            Ok(len) if (len as u64) < wanted => Err(DiskError::Truncated),
+            Ok(len) if len < read => Err(DiskError::Truncated),
             other => other,
         };
         match result {
             Ok(_) => {
-                splice.blocks[at] = Block::Ready(buf.freeze(skip as usize..wanted as usize));
+                let buf = self.cache.insert(&splice.file, offset, buf.freeze(0..read));
+                splice.blocks[at] = Block::Ready(buf.slice(part));
                 if at == 0 {
                     let conn = splice.conn.number;
                     self.splice_progress(conn);
@@ -367,7 +406,7 @@ impl State {
             let Some(id) = self.splices.parked.pop_front() else { return };
             let Some(conn) = self.conns.named_mut(id) else { continue };
             // A file needs a block and a place in the disk queue, a write the one or the other buffer.
-            let blocks = self.arena.free(SizeClass::Block) > 0;
+            let blocks = self.arena.free(SizeClass::Block) > 0 || self.cache.relieve();
             let room = match conn.splice {
                 NONE => blocks || self.arena.free(SizeClass::Frame) > 0,
                 _ => blocks && self.splices.in_disk < self.splices.depth,

@@ -23,6 +23,9 @@ use crate::stats::HttpStats;
 /// the others alone.
 const USES_BEFORE_FILL: u32 = 2;
 
+/// A page shorter than this is summed faster than its sum is looked up.
+const MEMO_BYTES_MIN: usize = 512;
+
 /// Where the head of a response is.
 pub(crate) enum Head {
     /// In a buffer; for small files with the body behind it.
@@ -348,6 +351,8 @@ impl Site {
                 Some(copy) => Rc::from([copy]),
                 None => slices,
             };
+            // It is sent more than once, or it would not be here.
+            slices.iter().for_each(IoBuf::memoize);
             self.cache.keep_content(id, slices)
         });
         if kept {
@@ -459,7 +464,11 @@ fn page<'a>(
             room.copy_from_slice(body);
             end += body.len();
         }
-        entry.page = Some(Page { buf: buf.freeze(0..end), head_len, tick: today.tick });
+        let buf = buf.freeze(0..end);
+        if end >= MEMO_BYTES_MIN {
+            buf.memoize();
+        }
+        entry.page = Some(Page { buf, head_len, tick: today.tick });
     }
     entry.page.as_ref()
 }

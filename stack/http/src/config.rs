@@ -2,6 +2,8 @@
 
 use std::time::{Duration, SystemTime};
 
+use millstream_buf::DataSemantics;
+
 /// How long a peer may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
@@ -72,6 +74,9 @@ pub struct ServerConfig {
     pub timeouts: Timeouts,
     /// The cache.
     pub cache: CacheConfig,
+    /// How cached content is sent: by reference ([`DataSemantics::EmulatedCopy`] and all others), or with
+    /// [`DataSemantics::Copy`] copied for each response, which is for comparison.
+    pub semantics: DataSemantics,
     /// Where `Date` comes from, asked once a second.
     pub wall_clock: fn() -> SystemTime,
 }
@@ -84,6 +89,7 @@ impl Default for ServerConfig {
             partial_bytes_max: 16 << 20,
             timeouts: Timeouts::default(),
             cache: CacheConfig::default(),
+            semantics: DataSemantics::default(),
             wall_clock: SystemTime::now,
         }
     }

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::Agg;
 use crate::arena::{Arena, SizeClass};
+use crate::iobuf::IoBuf;
 use crate::{BLOCK_BYTES, FRAME_BYTES};
 
 /// No buffer was free for bytes that had to be stored. Nothing was changed.
@@ -85,6 +86,11 @@ impl Agg {
         self.concatenate(fresh);
         self.concatenate(behind);
         Ok(())
+    }
+
+    /// The slices, to be put in place of by others of the same length.
+    pub(crate) fn slices_mut(&mut self) -> impl Iterator<Item = &mut IoBuf> {
+        self.slices.iter_mut()
     }
 
     /// Copies bytes from `at` on into `out`; returns how many there were.
