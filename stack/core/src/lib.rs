@@ -33,6 +33,7 @@ mod output;
 mod output6;
 mod pairs;
 mod path;
+mod payload;
 mod pmtu;
 mod proxy;
 mod reassembly;

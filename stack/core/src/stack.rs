@@ -234,7 +234,8 @@ impl Stack {
 
     /// The block of `file` that begins at `offset`, a multiple of 16 KiB, if it is in the cache.
     pub fn cached_block(&self, file: &File, offset: u64) -> Option<IoBuf> {
-        self.state().cache.get(file, offset)
+        let mut state = self.state();
+        if state.cache.is_on() { state.cache.get(file, offset) } else { None }
     }
 
     /// The fill of the arena.

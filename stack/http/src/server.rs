@@ -139,7 +139,7 @@ impl FileServer {
     /// A server for the files below `root`. `fills` brings small files into the cache, beside the
     /// stack's own queue, which carries the transfers.
     pub fn new(stack: &Stack, root: Root, fills: Box<dyn DiskQueue>, config: ServerConfig) -> Self {
-        let site = Site::new(root, stack.arena(), config, Filler::new(fills), stack.now());
+        let site = Site::new(root, stack, config, Filler::new(fills));
         let shared = Shared {
             config,
             site: RefCell::new(site),

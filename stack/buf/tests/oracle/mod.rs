@@ -89,7 +89,7 @@ impl Oracle {
         if let Some(last) = self.things.last() {
             compare(last);
         }
-        if self.ops % AUDIT_EVERY == 0 {
+        if self.ops.is_multiple_of(AUDIT_EVERY) {
             self.audit();
         }
     }
