@@ -8,8 +8,9 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::path::Path;
 
 use millstream::buf::ArenaConfig;
-use millstream::core::ShardConfig;
+use millstream::core::{Idle, Polling, ShardConfig};
 use millstream::dpdk_port::{Device, EalConfig, MemifRole, PcapSink, PortConfig};
+use millstream::timer::BACKUP_HZ_MAX;
 use serde::{Deserialize, Serialize};
 
 use crate::error::AppError;
@@ -73,6 +74,7 @@ impl Config {
             ("limits.tasks", self.limits.tasks),
             ("limits.sleepers", self.limits.sleepers),
             ("limits.splice_buffers", self.limits.splice_buffers),
+            ("limits.splice_turn_reads", self.limits.splice_turn_reads),
             ("memory.frames", self.memory.frames),
             ("memory.blocks", self.memory.blocks),
             ("disk.depth", self.disk.depth),
@@ -104,6 +106,12 @@ impl Config {
             return bad(
                 "tcp.recv_buffer_bytes and tcp.send_buffer_bytes must be between 4096 and 1073741824",
             );
+        }
+        if self.shard.backup_hz > BACKUP_HZ_MAX {
+            return bad(&format!(
+                "shard.backup_hz is {}; set it between 0 (none) and {BACKUP_HZ_MAX}",
+                self.shard.backup_hz
+            ));
         }
         if self.http.connections >= self.limits.tasks {
             return bad(&format!(
@@ -192,6 +200,9 @@ impl Config {
             mtu: link.mtu,
             mac: link.mac.map(|mac| mac.0),
             copy_below_bytes: link.copy_below_bytes,
+            // A loop that never sleeps needs none, and some devices are slower with them.
+            rx_interrupts: self.shard.polling() == Polling::Interrupt
+                || Idle::from(self.shard.idle) == Idle::Adaptive,
             ..PortConfig::new(device)
         }
     }
@@ -233,6 +244,10 @@ impl Config {
         config.limits = self.limits.limits(&self.disk);
         config.tcp = self.tcp.config();
         config.syn_cookies = self.tcp.syn_cookies.into();
+        config.polling = self.shard.polling();
+        config.timers = self.shard.timers();
+        config.trace_triggers = self.shard.trigger_histogram;
+        config.disk_net = self.disk.net.into();
         config
     }
 }

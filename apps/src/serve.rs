@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use millstream::core::Stack;
-use millstream::disk::Root;
 use millstream::http::FileServer;
 use millstream::link::LinkStats;
 
@@ -12,7 +11,8 @@ use crate::config::Config;
 use crate::error::AppError;
 use crate::node::Node;
 use crate::output::say;
-use crate::signals::Stop;
+use crate::signals::{Reload, Stop};
+use crate::source::{Watch, describe};
 
 /// How often the loop looks for a signal.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -24,15 +24,18 @@ pub fn run(args: &ServeArgs) -> Result<(), AppError> {
         config.http.port = port;
     }
     // Before DPDK, which takes longer.
-    let root = Root::open(&args.root).map_err(AppError::usage)?;
+    let place = args.place();
+    let source = place.open()?;
     let stop = Stop::install().map_err(AppError::runtime)?;
+    let watch = Watch::start(place.clone(), Reload::install().map_err(AppError::runtime)?)?;
     let node = Node::open(&config)?;
     let address = config.listen_on(config.http.port);
     let stack = node.stack().clone();
     let listener = stack.listen(address, config.http.backlog).map_err(AppError::usage)?;
-    let server = FileServer::new(&stack, root, node.fill_queue()?, config.http.server());
+    let fills = node.fill_queue()?;
+    let server = node.unpinned(|| FileServer::new(&stack, source, fills, config.http.server()));
     let urls = config.listens_on("http://", config.http.port);
-    say(format_args!("serving {} on {urls} | {}", args.root.display(), node.facts()));
+    say(format_args!("serving {place} on {urls} | {}", node.facts()));
 
     let drain = Duration::from_secs(config.http.drain_s);
     let drained = server.clone();
@@ -42,6 +45,14 @@ pub fn run(args: &ServeArgs) -> Result<(), AppError> {
         stack.spawn(task).map_err(AppError::runtime)?;
         while !stop.is_asked() {
             stack.sleep(LOOK_EVERY).await;
+            match watch.take() {
+                Some(Ok(source)) => {
+                    say(format_args!("serving anew: {}", describe(&source)));
+                    drained.set_source(source);
+                }
+                Some(Err(error)) => eprintln!("millstream: {error}; the old files are served on"),
+                None => {}
+            }
         }
         drained.drain();
         let until = stack.now() + drain;

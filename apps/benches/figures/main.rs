@@ -21,6 +21,7 @@ mod scripts;
 mod segments;
 mod sim;
 mod smol;
+mod splice;
 #[path = "../../src/bench/transfers.rs"]
 mod transfers;
 mod world;
@@ -162,6 +163,20 @@ const GROUPS: &[Group] = &[
         urgent: false,
     },
     Group { names: &["tcp.tail_loss.fct_ratio"], measure: sim::tail, pinned: false, urgent: false },
+    Group { names: splice::WAKEUPS, measure: splice::wakeups, pinned: true, urgent: true },
+    Group { names: splice::VERSUS, measure: splice::versus, pinned: true, urgent: true },
+    Group {
+        names: splice::DISK_TO_WIRE,
+        measure: splice::disk_to_wire,
+        pinned: true,
+        urgent: true,
+    },
+    Group {
+        names: splice::VERSUS_SENDFILE,
+        measure: splice::versus_sendfile,
+        pinned: false,
+        urgent: false,
+    },
     Group {
         names: &["buf.clone_drop_ns"],
         measure: copies::clone_drop,

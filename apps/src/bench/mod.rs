@@ -8,6 +8,7 @@ mod report;
 mod response;
 mod semantics;
 mod session;
+mod splice;
 mod stack;
 mod tally;
 mod transfers;
@@ -41,6 +42,9 @@ enum What {
     Http(HttpArgs),
     /// Compares copying with the other ways to send a buffer: the eight data semantics.
     Semantics(semantics::SemanticsArgs),
+    /// Sends a file through TCP into a card without a network, spliced and by the task's own reads,
+    /// and by the kernel's sendfile, and compares what a CPU carries.
+    Splice(splice::SpliceArgs),
 }
 
 /// Whose TCP carries the requests.
@@ -188,6 +192,7 @@ pub fn run(args: BenchArgs) -> Result<(), BenchError> {
     match args.what {
         What::Http(args) => http(&args),
         What::Semantics(args) => semantics::run(&args),
+        What::Splice(args) => splice::run(&args).map_err(BenchError::Stack),
     }
 }
 

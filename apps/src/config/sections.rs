@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use millstream::buf::{ArenaConfig, DataSemantics, HugePages};
-use millstream::core::{Idle, Ipv4Config, Ipv6Config, Limits, SynCookiePolicy};
+use millstream::core::{
+    DiskNet, Idle, Ipv4Config, Ipv6Config, Limits, Polling, Quota, SynCookiePolicy, TimerSource,
+};
 use millstream::disk::QueueKind;
 use millstream::dpdk_port::{Device, EalConfig, PortConfig};
 use millstream::http::{CacheConfig, ServerConfig, Timeouts};
@@ -230,6 +232,7 @@ pub struct LimitsSection {
     pub tasks: usize,
     pub sleepers: usize,
     pub splice_buffers: usize,
+    pub splice_turn_reads: usize,
 }
 
 impl Default for LimitsSection {
@@ -245,6 +248,7 @@ impl Default for LimitsSection {
             tasks: limits.tasks,
             sleepers: limits.sleepers,
             splice_buffers: limits.splice_buffers,
+            splice_turn_reads: limits.splice_turn_reads,
         }
     }
 }
@@ -262,6 +266,7 @@ impl LimitsSection {
             tasks: self.tasks,
             sleepers: self.sleepers,
             splice_buffers: self.splice_buffers,
+            splice_turn_reads: self.splice_turn_reads,
             disk_depth: disk.depth,
             cache_blocks: disk.cache_blocks,
         }
@@ -436,6 +441,26 @@ impl From<DiskDriver> for QueueKind {
     }
 }
 
+/// How files are sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Net {
+    /// From the disk into the connection, as its window opens.
+    #[default]
+    Spliced,
+    /// By the task, through a buffer.
+    ReadSend,
+}
+
+impl From<Net> for DiskNet {
+    fn from(net: Net) -> Self {
+        match net {
+            Net::Spliced => Self::Spliced,
+            Net::ReadSend => Self::ReadSend,
+        }
+    }
+}
+
 /// `[disk]`
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
@@ -445,6 +470,7 @@ pub struct DiskSection {
     pub depth: usize,
     /// 0: none.
     pub cache_blocks: usize,
+    pub net: Net,
 }
 
 impl Default for DiskSection {
@@ -454,6 +480,7 @@ impl Default for DiskSection {
             queue: DiskDriver::default(),
             depth: limits.disk_depth,
             cache_blocks: limits.cache_blocks,
+            net: Net::default(),
         }
     }
 }
@@ -499,6 +526,7 @@ pub struct HttpSection {
     pub cache_file_bytes_max: usize,
     pub cache_valid_ms: u64,
     pub semantics: Semantics,
+    pub lookup_threads: usize,
 }
 
 impl Default for HttpSection {
@@ -522,6 +550,7 @@ impl Default for HttpSection {
             cache_file_bytes_max: server.cache.file_bytes_max,
             cache_valid_ms: server.cache.valid.as_millis() as u64,
             semantics: Semantics::default(),
+            lookup_threads: 2,
         }
     }
 }
@@ -547,6 +576,7 @@ impl HttpSection {
                 valid: Duration::from_millis(self.cache_valid_ms),
             },
             semantics: self.semantics.into(),
+            lookup_threads: self.lookup_threads,
             ..ServerConfig::default()
         }
     }
@@ -572,11 +602,102 @@ impl From<IdleMode> for Idle {
     }
 }
 
+/// When the link is asked for frames.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PollingMode {
+    /// In each turn.
+    #[default]
+    Spin,
+    /// When a quota of them has come.
+    Quota,
+    /// For each, after waiting for it.
+    Interrupt,
+}
+
+/// Frames that a poll is to find: a number, or `auto`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(try_from = "toml::Value", into = "toml::Value")]
+pub struct QuotaValue(pub Quota);
+
+impl TryFrom<toml::Value> for QuotaValue {
+    type Error = String;
+
+    fn try_from(value: toml::Value) -> Result<Self, String> {
+        match &value {
+            toml::Value::Integer(frames @ 1..=32) => Ok(Self(Quota::Frames(*frames as u8))),
+            toml::Value::String(word) if word == "auto" => Ok(Self(Quota::Auto)),
+            other => {
+                Err(format!("the quota is {other}; set it between 1 and 32 frames, or to \"auto\""))
+            }
+        }
+    }
+}
+
+impl From<QuotaValue> for toml::Value {
+    fn from(value: QuotaValue) -> Self {
+        match value.0 {
+            Quota::Frames(frames) => Self::Integer(frames.into()),
+            Quota::Auto => Self::String("auto".to_owned()),
+        }
+    }
+}
+
+/// What makes the loop look for due timers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TimerMode {
+    /// Its own trigger points.
+    #[default]
+    Soft,
+    /// Signals.
+    Signal,
+}
+
 /// `[shard]`
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 #[allow(missing_docs)]
 pub struct ShardSection {
     pub idle: IdleMode,
+    pub polling: PollingMode,
+    pub quota: QuotaValue,
+    pub timers: TimerMode,
+    /// 0: none.
+    pub backup_hz: u32,
+    pub trigger_histogram: bool,
     pub cpu: Option<usize>,
+}
+
+impl Default for ShardSection {
+    fn default() -> Self {
+        Self {
+            idle: IdleMode::default(),
+            polling: PollingMode::default(),
+            quota: QuotaValue(Quota::Auto),
+            timers: TimerMode::default(),
+            backup_hz: 1000,
+            trigger_histogram: false,
+            cpu: None,
+        }
+    }
+}
+
+impl ShardSection {
+    /// When the shard asks its link for frames.
+    pub fn polling(&self) -> Polling {
+        match self.polling {
+            PollingMode::Spin => Polling::Spin,
+            PollingMode::Quota => Polling::Quota(self.quota.0),
+            PollingMode::Interrupt => Polling::Interrupt,
+        }
+    }
+
+    /// What makes the shard look for due timers.
+    pub fn timers(&self) -> TimerSource {
+        match self.timers {
+            TimerMode::Soft => TimerSource::Soft,
+            TimerMode::Signal => TimerSource::Signal,
+        }
+    }
 }

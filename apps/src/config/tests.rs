@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use toml::{Table, Value};
 
 use super::*;
+use millstream::core::{Quota, TimerSource};
 
 fn profiles() -> Vec<(PathBuf, String)> {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../config");
@@ -159,6 +160,14 @@ fn values_out_of_bounds_are_refused() {
     assert!(refused("[disk]\ndepth = 0\n").contains("disk.depth is 0"));
     assert!(refused("[tcp]\nsend_buffer_bytes = 1\n").contains("tcp.send_buffer_bytes"));
     assert!(refused("[limits]\ntasks = 100\n").contains("raise limits.tasks"));
+    assert!(refused("[shard]\nbackup_hz = 20000\n").contains("shard.backup_hz is 20000"));
+    for quota in ["0", "33", "-1", "\"atuo\"", "true"] {
+        let error = error(&format!("[shard]\nquota = {quota}\n"));
+        assert!(
+            error.contains(&format!("the quota is {quota}; set it between 1 and 32")),
+            "{error}"
+        );
+    }
 }
 
 #[test]
@@ -183,4 +192,20 @@ fn congestion_controllers_have_the_names_that_the_stack_gives_them() {
         assert_eq!(config.tcp.config().congestion, algorithm);
         assert_eq!(config.shard_config().tcp.congestion, algorithm);
     }
+}
+
+#[test]
+fn polling_and_timers_reach_the_shard() {
+    let of = |text: &str| check::parse(&format!("[shard]\n{text}\n"), "p").unwrap();
+    let shard = |text: &str| of(text).shard_config();
+    assert_eq!(shard("").polling, Polling::Spin);
+    assert_eq!(shard("polling = \"quota\"").polling, Polling::Quota(Quota::Auto));
+    let eight = shard("polling = \"quota\"\nquota = 8").polling;
+    assert_eq!(eight, Polling::Quota(Quota::Frames(8)));
+    assert_eq!(shard("polling = \"interrupt\"").polling, Polling::Interrupt);
+    assert_eq!(shard("timers = \"signal\"").timers, TimerSource::Signal);
+    assert!(shard("trigger_histogram = true").trace_triggers);
+    let interrupts = |text: &str| of(text).port(Device::Ring).rx_interrupts;
+    assert!(interrupts("") && !interrupts("idle = \"spin\""));
+    assert!(interrupts("idle = \"spin\"\npolling = \"interrupt\""));
 }

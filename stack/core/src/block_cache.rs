@@ -89,8 +89,13 @@ impl BlockCache {
         self.stats.blocks_max > 0
     }
 
+    /// Blocks that are held.
+    pub fn len(&self) -> usize {
+        self.table.len()
+    }
+
     pub fn stats(&self) -> CacheStats {
-        CacheStats { blocks: self.table.len(), ..self.stats }
+        CacheStats { blocks: self.len(), ..self.stats }
     }
 
     fn hash(&self, stat: &FileStat, offset: u64) -> u64 {

@@ -23,6 +23,7 @@ mod demux6;
 mod executor;
 mod flow;
 mod fragments;
+mod idle;
 mod ipv6;
 mod keys;
 mod listener;
@@ -35,7 +36,10 @@ mod pairs;
 mod path;
 mod payload;
 mod pmtu;
+mod poll;
 mod proxy;
+mod read;
+mod readahead;
 mod reassembly;
 mod segment;
 mod semantics;
@@ -50,7 +54,10 @@ mod udp;
 mod waiting;
 
 pub use block_cache::CacheStats;
-pub use config::{Ipv4Config, Ipv6Config, Limits, ShardConfig, SynCookiePolicy, random_secret};
+pub use config::{
+    DiskNet, Ipv4Config, Ipv6Config, Limits, Polling, Quota, ShardConfig, SynCookiePolicy,
+    TimerSource, random_secret,
+};
 pub use control::SendFlags;
 pub use executor::{JoinHandle, TooManyTasks};
 pub use listener::ListenError;

@@ -115,6 +115,12 @@ counters! {
         turns,
         /// Turns that found something to do.
         busy_turns,
+        /// Timers fired at trigger points.
+        timers_fired,
+        /// Sleeps for want of anything to do.
+        sleeps,
+        /// Sleeps that a frame ended, by an interrupt of the device.
+        rx_wakes,
         /// Connections opened by a peer.
         accepted,
         /// Half-open connections that made way for newer SYNs.
@@ -157,6 +163,8 @@ counters! {
         spliced_bytes,
         /// Disk reads that failed.
         disk_errors,
+        /// Transfers that ended with a reset because their file was changed meanwhile.
+        splice_changed,
         /// Times that a splice found no free buffer and waited.
         splice_parked,
     }

@@ -26,7 +26,7 @@ use crate::state::{State, TOKEN_LINK, env};
 pub(crate) const RAW_MAX: usize = 512;
 
 /// Segments that one connection sends before others get a turn.
-const SEGMENTS_A_TURN: usize = 64;
+const SEGMENTS_A_TURN: u64 = 64;
 
 /// Hops that a packet may make (RFC 1700's default).
 const TTL: u8 = 64;
@@ -78,9 +78,9 @@ impl State {
         }
         'connections: for _ in 0..self.output.len() {
             let Some(number) = self.output.pop_front() else { break };
-            let mut left = SEGMENTS_A_TURN;
-            while left != 0 {
-                match self.transmit_segments(link, number, &mut left) {
+            let share = self.metrics.tcp_segments_out + SEGMENTS_A_TURN;
+            while self.metrics.tcp_segments_out < share {
+                match self.transmit_segments(link, number) {
                     Next::More => {}
                     Next::Done => continue 'connections,
                     Next::LinkFull => {
@@ -108,11 +108,11 @@ impl State {
     }
 
     /// Sends the next segment of a connection that is on the list, if it has one, or a run of them:
-    /// as many as are `left`, which it takes off.
+    /// as many as the link takes.
     ///
     /// Not inlined, so that the shard's address stays in a register.
     #[inline(never)]
-    fn transmit_segments<L: Link>(&mut self, link: &mut L, number: u32, left: &mut usize) -> Next {
+    fn transmit_segments<L: Link>(&mut self, link: &mut L, number: u32) -> Next {
         let Some(conn) = self.conns.get_mut(number) else {
             self.conns.leave_output(number);
             return Next::Done;
@@ -131,25 +131,27 @@ impl State {
                 return Next::LinkFull;
             }
         }
-        let in_software = room.min(*left).min(usize::from(u16::MAX)) as u16;
-        self.segment.segments_max =
-            if self.tso_segments_max == 0 { in_software } else { self.tso_segments_max };
+        self.segment.segments_max = match self.tso_segments_max {
+            0 => room.min(SEGMENTS_A_TURN as usize) as u16,
+            cut_by_nic => cut_by_nic,
+        };
         let mut more = conn.tcb.transmit(&mut env!(self), &mut self.segment);
         if more {
-            let path = TxPath {
+            let path = || TxPath {
                 station: &self.station,
                 pairs: &self.pairs,
                 checksums: self.checksums,
                 mac: conn.peer_mac,
                 key: &conn.key,
             };
-            let sent = if self.segment.gso_bytes == 0 || self.tso_segments_max != 0 {
-                usize::from(path.send(link, &self.segment))
+            let sent = if self.segment.gso_bytes == 0 {
+                u64::from(path().send(link, &self.segment))
+            } else if self.tso_segments_max != 0 {
+                path().send_whole(link, &self.segment)
             } else {
-                path.send_cut(link, &mut self.segment)
+                path().send_cut(link, &mut self.segment)
             };
-            self.metrics.tcp_segments_out += sent as u64;
-            *left = left.saturating_sub(sent.max(1));
+            self.metrics.tcp_segments_out += sent;
             self.segment.payload.clear();
             more = !conn.tcb.all_sent();
         }
@@ -471,12 +473,19 @@ impl TxPath<'_> {
         (len, offload)
     }
 
+    /// Sends a run for the NIC to cut. Returns of how many segments the link took it.
+    #[inline(never)]
+    fn send_whole<L: Link>(&self, link: &mut L, run: &Segment) -> u64 {
+        let segments = run.payload_len().div_ceil(usize::from(run.gso_bytes).max(1));
+        if self.send(link, run) { segments as u64 } else { 0 }
+    }
+
     /// Cuts a run into its segments and sends them. Returns how many the link took.
     ///
     /// The headers of full segments differ in their numbers and checksums alone, so they are composed
     /// once.
     #[inline(never)]
-    fn send_cut<L: Link>(&self, link: &mut L, run: &mut Segment) -> usize {
+    fn send_cut<L: Link>(&self, link: &mut L, run: &mut Segment) -> u64 {
         let size = usize::from(std::mem::take(&mut run.gso_bytes));
         let sums = !self.checksums.skip && !self.checksums.tcp_offload;
         let last_flags = run.flags;
@@ -505,7 +514,7 @@ impl TxPath<'_> {
             }
             if rest.is_none() {
                 run.flags = last_flags;
-                sent += usize::from(self.send(link, run));
+                sent += u64::from(self.send(link, run));
                 break;
             }
             let payload = if sums { sum_payload(&run.payload, true) } else { (size, Sum::new()) };
@@ -539,7 +548,7 @@ impl TxPath<'_> {
                 let header = template.get(..len).unwrap_or_default();
                 link.tx(&TxFrame { header, payload: &run.payload, offload })
             };
-            sent += usize::from(taken.is_ok());
+            sent += u64::from(taken.is_ok());
             run.seq += size as u32;
         }
         sent
@@ -778,11 +787,11 @@ mod tests {
             let first = u32::MAX - 1_234;
             let lens = [1, 699, 2, 1_400, 333, 5_000];
             let sent = path.send_cut(&mut cut, &mut segment(first, push, size, whole, &lens));
-            assert_eq!(sent, whole.len().div_ceil(usize::from(size)));
+            assert_eq!(sent, whole.len().div_ceil(usize::from(size)) as u64);
             let pieces = whole.chunks(usize::from(size)).enumerate();
             for (index, piece) in pieces {
                 let seq = first.wrapping_add(index as u32 * u32::from(size));
-                let flags = if index + 1 == sent { push } else { Flags::ACK };
+                let flags = if index as u64 + 1 == sent { push } else { Flags::ACK };
                 assert!(path.send(&mut alone, &segment(seq, flags, 0, piece, &[5_000])));
             }
             let (mut got, mut want) = (RxBurst::new(), RxBurst::new());

@@ -1,6 +1,6 @@
 //! One core: the poll loop.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::future::Future;
 use std::rc::Rc;
 use std::time::Duration;
@@ -9,19 +9,22 @@ use arrayvec::ArrayVec;
 use millstream_buf::Arena;
 use millstream_disk::{Completion, DiskQueue};
 use millstream_link::{Link, LinkStats, RxBurst};
-use millstream_timer::{Clock, Instant};
+use millstream_timer::{Backup, Clock, Instant, SignalTimer, TriggerSource};
 
-use crate::config::ShardConfig;
+use crate::config::{Polling, ShardConfig, TimerSource};
 use crate::executor::Executor;
+use crate::idle::Rest;
+use crate::poll::Poller;
 use crate::stack::{Inner, Stack};
-use crate::state::State;
+use crate::state::{State, TIMERS_A_TURN};
 
 /// What the loop does when it finds nothing to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Idle {
     /// Polls on at full speed.
     Spin,
-    /// Polls for a while, then sleeps for short times, so that an idle shard leaves the core to others.
+    /// Polls for a while, then sleeps: until the device interrupts it where it can, else for short
+    /// times. So an idle shard leaves the core to others.
     #[default]
     Adaptive,
 }
@@ -31,16 +34,19 @@ const SCARCITY_TURNS: u64 = 16;
 /// The part of the link's buffers of which less is few.
 const SCARCE_PART: usize = 4;
 
-/// How long an adaptive loop polls in vain before it sleeps.
-const SPIN_NANOS: u64 = 200_000;
-/// How long it sleeps at most: what an unexpected frame may have to wait.
-const SLEEP_NANOS_MAX: u64 = 50_000;
+/// The time that a turn may take before its reading of the clock is out of date: if the earliest
+/// deadline is further away, a trigger point within the turn need not look.
+const NEAR_NANOS: u64 = 50_000;
+/// Between two looks whether the clock runs right.
+const CLOCK_CHECK_NANOS: u64 = 1_000_000_000;
 
 /// What a turn found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Turn {
     /// Frames, timers, completions and tasks that were served.
     pub work: usize,
+    /// The frames among them.
+    pub frames: usize,
 }
 
 /// A shard: one link queue, one disk queue, one clock, and all connections, timers, and tasks that
@@ -49,11 +55,30 @@ pub struct Turn {
 /// Each [`turn`](Self::turn) does what there is to do once:
 /// frames in, channels, timers, disk completions, tasks, segments out.
 pub struct Shard<L: Link, C: Clock> {
-    stack: Stack,
-    link: L,
-    clock: C,
+    pub(crate) stack: Stack,
+    pub(crate) link: L,
+    pub(crate) clock: C,
     burst: RxBurst,
     completions: ArrayVec<Completion, 32>,
+    clock_check_at: Instant,
+    /// The turn is one with statistics, a quota, or a baseline: everything but the straight way.
+    special: bool,
+    /// Decides when to poll, if not in each turn.
+    pub(crate) poller: Option<Box<Poller>>,
+    /// Frames that wait for turns of their own, if each gets one.
+    one_by_one: Option<Box<RxBurst>>,
+    /// The link was asked in this turn.
+    asked: bool,
+    /// When a turn with a quota began.
+    began: Instant,
+    alarm: Option<Box<Alarm>>,
+    pub(crate) rest: Rest,
+}
+
+/// Timers by signals, the baseline.
+struct Alarm {
+    timer: SignalTimer,
+    set_for: Instant,
 }
 
 impl<L: Link, C: Clock> Shard<L, C> {
@@ -67,15 +92,40 @@ impl<L: Link, C: Clock> Shard<L, C> {
     ) -> Self {
         let executor = Executor::new(config.limits.tasks);
         let now = clock.now();
+        let poller = match config.polling {
+            Polling::Quota(quota) => Some(Box::new(Poller::new(quota, now))),
+            Polling::Spin | Polling::Interrupt => None,
+        };
+        let one_by_one = (config.polling == Polling::Interrupt).then(Box::default);
+        let alarm = match config.timers {
+            TimerSource::Soft => None,
+            TimerSource::Signal => Alarm::new(),
+        };
+        let special =
+            config.trace_triggers || poller.is_some() || one_by_one.is_some() || alarm.is_some();
         let state = State::new(config, link.capabilities().clone(), arena, disk, now);
-        let inner = Inner { state: RefCell::new(state), executor };
+        let inner = Inner { state: RefCell::new(state), executor, backup: OnceCell::new() };
         Self {
             stack: Stack(Rc::new(inner)),
             link,
             clock,
             burst: RxBurst::new(),
             completions: ArrayVec::new(),
+            clock_check_at: now.plus_nanos(CLOCK_CHECK_NANOS),
+            special,
+            poller,
+            one_by_one,
+            asked: false,
+            began: now,
+            alarm,
+            rest: Rest::default(),
         }
+    }
+
+    /// Gives the loop of [`Self::block_on`] a backup, once: ticks while application code holds it up.
+    pub fn set_backup(&mut self, backup: Backup) {
+        // A second one ends at once.
+        let _ = self.stack.0.backup.set(backup);
     }
 
     /// The application's handle.
@@ -96,44 +146,66 @@ impl<L: Link, C: Clock> Shard<L, C> {
     /// One turn of the loop.
     #[inline]
     pub fn turn(&mut self) -> Turn {
-        self.link.rx_burst(&mut self.burst);
+        // Of each thing that is done there is one place in the code, so that it can be inlined: what
+        // is special is decided at one bit that is known beforehand.
+        let special = self.special;
+        if !special || self.is_time_to_poll() {
+            self.link.rx_burst(&mut self.burst);
+        }
         let now = self.clock.now();
+        if special {
+            self.polled(now);
+        }
         let inner = &*self.stack.0;
-        let mut work = self.burst.len();
+        let frames = self.burst.len();
+        let mut work = frames;
         {
             let mut state = inner.state.borrow_mut();
             let state = &mut *state;
             state.now = now;
-            if work == 1
+            if frames == 1
                 && state.ready.is_empty()
                 && let Some(frame) = self.burst.pop()
             {
                 state.serve_lone(frame);
-            } else if work > 0 && state.ready.is_empty() {
+            } else if frames > 0 && state.ready.is_empty() {
                 state.serve_burst(&mut self.burst);
-            } else if work > 0 {
+            } else if frames > 0 {
                 state.receive(&mut self.burst);
                 state.serve();
             }
-            if state.wheel.next_deadline() <= now {
-                work += state.fire_timers();
+            if frames > 1 || special {
+                pass(state, &self.clock, TriggerSource::Channel, frames > 0);
+            }
+            if state.wheel.next_deadline() <= state.now
+                && !(special && self.alarm.as_deref_mut().is_some_and(Alarm::is_silent))
+            {
+                work += state.fire_timers(TIMERS_A_TURN);
             }
             if state.splices.in_disk > 0 {
                 state.disk.poll(&mut self.completions);
-                work += self.completions.len();
+                let completed = self.completions.len();
+                work += completed;
                 for completion in self.completions.drain(..) {
                     state.disk_completed(completion);
                 }
+                pass(state, &self.clock, TriggerSource::Disk, completed > 0);
             }
-            if !state.splices.parked.is_empty() {
+            work += state.splices_again();
+            if state.is_waited_for() {
                 state.resume_parked();
             }
         }
         if inner.executor.has_ready() {
-            work += inner.executor.run();
+            let (clock, soft) = (&self.clock, !special || self.alarm.is_none());
+            let mut timers_left = TIMERS_A_TURN.saturating_sub(work - frames);
+            work += inner.executor.run(|| between_tasks(inner, clock, soft, &mut timers_left));
+            if special {
+                pass(&mut inner.state.borrow_mut(), clock, TriggerSource::Task, true);
+            }
         }
-        let mut state = inner.state.borrow_mut();
-        let state = &mut *state;
+        let mut guard = inner.state.borrow_mut();
+        let state = &mut *guard;
         if !state.output.is_empty() || !state.raw.is_empty() {
             // What waits for room on the link or for a neighbour's address is no work: the loop may sleep
             // meanwhile, and a driver of virtual time sees an end of it.
@@ -146,15 +218,77 @@ impl<L: Link, C: Clock> Shard<L, C> {
         if state.metrics.turns.is_multiple_of(SCARCITY_TURNS) {
             state.rx_scarce =
                 self.link.rx_buffers().is_some_and(|(free, total)| free < total / SCARCE_PART);
+            if now >= self.clock_check_at {
+                self.clock.check();
+                self.clock_check_at = now.plus_nanos(CLOCK_CHECK_NANOS);
+            }
         }
         state.metrics.turns += 1;
         state.metrics.busy_turns += u64::from(work > 0);
-        Turn { work }
+        drop(guard);
+        if special {
+            self.end_special_turn(frames);
+        }
+        Turn { work, frames }
     }
 
-    /// The earliest moment at which a timer wants to fire.
+    /// Whether the link is to be asked now. Not, if frames wait here that came with an earlier one.
+    #[cold]
+    fn is_time_to_poll(&mut self) -> bool {
+        if let Some(waiting) = &mut self.one_by_one
+            && !waiting.is_empty()
+        {
+            self.burst.extend(waiting.pop_at(0));
+            return false;
+        }
+        self.asked = self.poller.as_ref().is_none_or(|poller| poller.is_due(self.clock.now()));
+        self.asked
+    }
+
+    /// Notes what the link had.
+    #[cold]
+    fn polled(&mut self, now: Instant) {
+        self.began = now;
+        if let (Some(poller), true) = (&mut self.poller, self.asked) {
+            poller.found(self.burst.len(), now);
+        }
+        if let Some(waiting) = &mut self.one_by_one {
+            waiting.extend(self.burst.drain(1.min(self.burst.len())..));
+        }
+        if let Some(stats) = &mut self.stack.state().triggers {
+            let found = !self.burst.is_empty();
+            stats.pass(if found { TriggerSource::RxBurst } else { TriggerSource::Idle }, now);
+        }
+    }
+
+    #[cold]
+    fn end_special_turn(&mut self, frames: usize) {
+        let mut state = self.stack.0.state.borrow_mut();
+        let state = &mut *state;
+        if frames > 0 && (self.poller.is_some() || state.triggers.is_some()) {
+            let now = self.clock.now();
+            if let Some(poller) = &mut self.poller {
+                poller.served(frames, now.nanos_since(self.began));
+            }
+            if let Some(stats) = &mut state.triggers {
+                stats.pass(TriggerSource::Tx, now);
+                let sent = state.metrics.tcp_segments_out;
+                if let Some((woke, _)) = self.rest.woke.take_if(|(_, before)| *before != sent) {
+                    stats.answered(now.nanos_since(woke));
+                }
+            }
+        }
+        if let Some(alarm) = &mut self.alarm {
+            alarm.set_for(state.wheel.next_deadline(), &self.clock);
+        }
+    }
+
+    /// The earliest moment at which a timer wants to fire, or the link is to be polled after a turn
+    /// that did not.
     pub fn next_deadline(&self) -> Instant {
-        self.stack.state().wheel.next_deadline()
+        let state = self.stack.state();
+        let poll = self.poller.as_ref().and_then(|poller| poller.next());
+        state.wheel.next_deadline().min(poll.unwrap_or(Instant::FAR_FUTURE))
     }
 
     /// Turns the loop until `future` has ended, and returns its output. Real time only: in a
@@ -171,35 +305,87 @@ impl<L: Link, C: Clock> Shard<L, C> {
             *slot.borrow_mut() = Some(value);
         };
         self.stack.0.executor.spawn_root(task);
-        let mut idle_since = None;
         loop {
             let turn = self.turn();
-            if turn.work > 0 {
-                idle_since = None;
-                if let Some(value) = output.borrow_mut().take() {
-                    return value;
-                }
+            if turn.work > 0
+                && let Some(value) = output.borrow_mut().take()
+            {
+                return value;
+            }
+            if let Some(backup) = self.stack.0.backup.get() {
+                backup.take();
+            }
+            if self.one_by_one.is_some() {
+                self.rest_for_each(turn);
             } else if idle == Idle::Adaptive {
-                self.rest(&mut idle_since);
+                self.rest(turn);
             }
         }
     }
 
-    /// Nothing to do: sleeps if that has been so for a while.
-    fn rest(&self, idle_since: &mut Option<Instant>) {
-        let (now, deadline, disk_busy, blocked) = {
-            let state = self.stack.state();
-            let blocked = !state.output.is_empty() || !state.raw.is_empty();
-            (state.now, state.wheel.next_deadline(), state.splices.in_disk > 0, blocked)
-        };
-        let since = *idle_since.get_or_insert(now);
-        if now.nanos_since(since) < SPIN_NANOS || disk_busy || blocked {
-            std::hint::spin_loop();
-            return;
+    /// Whether the loop waits for a signal of the device instead of spinning.
+    pub(crate) fn interrupts(&self) -> bool {
+        self.one_by_one.is_some()
+    }
+}
+
+/// A trigger point within a turn: reads the clock if a deadline may have come meanwhile, which is
+/// one comparison as a rule. `done`: something was done that is worth recording.
+#[inline]
+fn pass(state: &mut State, clock: &impl Clock, source: TriggerSource, done: bool) {
+    if state.triggers.is_some() || state.wheel.next_deadline() <= state.now.plus_nanos(NEAR_NANOS) {
+        look(state, clock, source, done);
+    }
+}
+
+#[cold]
+fn look(state: &mut State, clock: &impl Clock, source: TriggerSource, done: bool) {
+    state.now = clock.now();
+    if let Some(stats) = state.triggers.as_mut().filter(|_| done) {
+        stats.pass(source, state.now);
+    }
+}
+
+/// The trigger point between two tasks of the application, which may run for long.
+#[inline(never)]
+fn between_tasks(inner: &Inner, clock: &impl Clock, soft: bool, timers_left: &mut usize) {
+    let mut state = inner.state.borrow_mut();
+    if inner.backup.get().is_some_and(Backup::take) {
+        state.now = clock.now();
+    }
+    pass(&mut state, clock, TriggerSource::Task, true);
+    if state.wheel.next_deadline() <= state.now && soft {
+        *timers_left -= state.fire_timers(*timers_left);
+    }
+}
+
+impl Alarm {
+    /// With signals refused by the system, soft timers do.
+    fn new() -> Option<Box<Self>> {
+        match SignalTimer::new() {
+            Ok(timer) => Some(Box::new(Self { timer, set_for: Instant::FAR_FUTURE })),
+            Err(error) => {
+                tracing::warn!("no timer signals can be had ({error}): soft timers are used");
+                None
+            }
         }
-        let nanos = deadline.nanos_since(now).min(SLEEP_NANOS_MAX);
-        if nanos > 1_000 {
-            std::thread::sleep(Duration::from_nanos(nanos));
+    }
+
+    /// Whether no signal has come for the timer that is due.
+    fn is_silent(&mut self) -> bool {
+        if self.timer.take() {
+            self.set_for = Instant::FAR_FUTURE;
+        }
+        self.set_for != Instant::FAR_FUTURE
+    }
+
+    /// Asks for a signal at `deadline`.
+    fn set_for(&mut self, deadline: Instant, clock: &impl Clock) {
+        if deadline != self.set_for && deadline != Instant::FAR_FUTURE {
+            let nanos = deadline.nanos_since(clock.now());
+            // Refused, the next turn looks as if a signal had come.
+            let set = self.timer.set(Duration::from_nanos(nanos)).is_ok();
+            self.set_for = if set { deadline } else { Instant::FAR_FUTURE };
         }
     }
 }

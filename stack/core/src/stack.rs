@@ -1,6 +1,6 @@
 //! The application's handle on a shard.
 
-use std::cell::{RefCell, RefMut};
+use std::cell::{OnceCell, RefCell, RefMut};
 use std::future::{Future, poll_fn};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
@@ -11,7 +11,7 @@ use std::time::Duration;
 use millstream_buf::{Arena, ArenaStats, IoBuf};
 use millstream_disk::{DiskStats, File};
 use millstream_tcp::{Tcb, TcpStats};
-use millstream_timer::Instant;
+use millstream_timer::{Backup, Instant, TriggerStats};
 
 use crate::block_cache::CacheStats;
 use crate::conn::{ConnId, Conns, Facts, NONE};
@@ -57,6 +57,7 @@ pub struct Stack(pub(crate) Rc<Inner>);
 pub(crate) struct Inner {
     pub state: RefCell<State>,
     pub executor: Executor,
+    pub backup: OnceCell<Backup>,
 }
 
 impl Stack {
@@ -183,6 +184,32 @@ impl Stack {
             Pin::new(&mut sleep).poll(cx).map(|()| None)
         })
         .await
+    }
+
+    /// Whether a task that computes for long should give way to the loop, because a tick of the
+    /// backup has come since the loop last turned. One load; `false` where the shard has no backup.
+    #[inline]
+    pub fn should_yield(&self) -> bool {
+        self.0.backup.get().is_some_and(Backup::is_raised)
+    }
+
+    /// Ticks of the backup, and those of them before which the loop had not turned for a whole
+    /// period: something held it up. `None`: the shard has no backup.
+    pub fn backup_ticks(&self) -> Option<(u64, u64)> {
+        self.0.backup.get().map(|backup| (backup.ticks(), backup.missed()))
+    }
+
+    /// What trigger points saw so far, if that is recorded
+    /// ([`ShardConfig::trace_triggers`](crate::ShardConfig::trace_triggers)). A copy of 160 KiB.
+    pub fn trigger_stats(&self) -> Option<TriggerStats> {
+        self.state().triggers.as_deref().cloned()
+    }
+
+    /// Forgets what trigger points saw so far.
+    pub fn clear_trigger_stats(&self) {
+        if let Some(stats) = &mut self.state().triggers {
+            **stats = TriggerStats::new();
+        }
     }
 
     /// When the current turn of the loop began.

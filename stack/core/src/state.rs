@@ -8,12 +8,12 @@ use millstream_buf::{Arena, SizeClass, Staging};
 use millstream_disk::DiskQueue;
 use millstream_link::{Capabilities, RxBurst};
 use millstream_tcp::{Env, Events, IsnGenerator, Segment, SliceSlab, SynCookies, TcpStats};
-use millstream_timer::{Instant, TimerId, TimerWheel};
+use millstream_timer::{Instant, TimerId, TimerWheel, TriggerStats};
 
 use crate::autoconf::Host;
 use crate::block_cache::BlockCache;
 use crate::channel::{Channel, ChannelSlab, Packet, Refused};
-use crate::config::{Limits, ShardConfig, SynCookiePolicy};
+use crate::config::{DiskNet, Limits, ShardConfig, SynCookiePolicy};
 use crate::conn::{Conn, ConnId, Conns, Facts, NONE};
 use crate::demux::{self, Class, Discard, Station};
 use crate::flow::{FlowHasher, FlowKey, FlowTable};
@@ -37,7 +37,7 @@ pub(crate) const TOKEN_LINK: u32 = 2 << 30;
 pub(crate) const TOKEN_TIME_WAIT: u32 = 3 << 30;
 
 /// Timers fired in one turn at most, so that packets still flow when many fall due at once.
-const TIMERS_A_TURN: usize = 256;
+pub(crate) const TIMERS_A_TURN: usize = 256;
 
 /// Who is served from a channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,6 +107,8 @@ pub(crate) struct State {
     pub waiting: Waiting,
 
     pub wheel: TimerWheel,
+    /// What trigger points see, if that is recorded.
+    pub triggers: Option<Box<TriggerStats>>,
     pub sleepers: Vec<Option<Sleeper>>,
     pub free_sleepers: Vec<u32>,
     pub neighbors: Neighbors,
@@ -118,6 +120,7 @@ pub(crate) struct State {
     pub splices: Splices,
     /// What was read from files and may be wanted again.
     pub cache: Box<BlockCache>,
+    pub disk_net: DiskNet,
     /// The segment that is being sent.
     pub segment: Segment,
     pub rx: RxMetrics,
@@ -148,8 +151,9 @@ impl State {
         disk: Box<dyn DiskQueue>,
         now: Instant,
     ) -> Self {
-        let ShardConfig { ipv4, ipv6, vlan, limits, tcp, secret, syn_cookies, skip_checksums } =
+        let ShardConfig { ipv4, ipv6, vlan, limits, tcp, secret, syn_cookies, disk_net, .. } =
             config;
+        let skip_checksums = config.skip_checksums;
         let word = |i: usize| {
             let mut bytes = [0; 8];
             bytes.copy_from_slice(&secret[i * 8..i * 8 + 8]);
@@ -213,6 +217,7 @@ impl State {
             raw: VecDeque::with_capacity(crate::output::RAW_MAX),
             waiting: Waiting::new(),
             wheel: TimerWheel::with_capacity(timers, now),
+            triggers: config.trace_triggers.then(Box::default),
             sleepers: Vec::new(),
             free_sleepers: Vec::new(),
             neighbors: Neighbors::default(),
@@ -222,6 +227,7 @@ impl State {
             link_timer_at: Instant::FAR_FUTURE,
             splices: Splices::new(limits.disk_depth),
             cache: Box::new(BlockCache::new(limits.cache_blocks)),
+            disk_net,
             segment: Segment::default(),
             rx: RxMetrics::default(),
             metrics: ShardMetrics::default(),
@@ -373,10 +379,15 @@ impl State {
 
     // ---- Time ------------------------------------------------------------------------------
 
-    /// Fires what is due. Returns how many timers that were.
-    pub fn fire_timers(&mut self) -> usize {
-        for count in 0..TIMERS_A_TURN {
+    /// Fires what is due, at most so many. Returns how many timers that were.
+    #[inline(never)]
+    pub fn fire_timers(&mut self, most: usize) -> usize {
+        for count in 0..most {
             let Some(token) = self.wheel.pop_expired(self.now) else { return count };
+            self.metrics.timers_fired += 1;
+            if let Some(stats) = &mut self.triggers {
+                stats.fired(self.now.nanos_since(self.wheel.popped_deadline()));
+            }
             let number = token & !TOKEN_KIND;
             match token & TOKEN_KIND {
                 TOKEN_CONN => self.fire_conn_timer(number),
@@ -385,7 +396,7 @@ impl State {
                 _ => self.fire_time_wait_timer(),
             }
         }
-        TIMERS_A_TURN
+        most
     }
 
     fn fire_conn_timer(&mut self, number: u32) {

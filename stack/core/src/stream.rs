@@ -12,6 +12,7 @@ use millstream_buf::{Agg, FRAME_BYTES, IoBuf, Staging};
 use millstream_disk::File;
 use millstream_tcp::{Algorithm, ConnectionError, Env, State as TcpState, TcpInfo};
 
+use crate::config::DiskNet;
 use crate::conn::{Conn, ConnId, Facts, NONE};
 use crate::splice::SendFileError;
 use crate::stack::{ConnectError, Stack};
@@ -220,7 +221,7 @@ impl TcpStream {
             return Poll::Ready(Ok(count));
         }
         // No buffer or no slice is free in the whole shard.
-        conn.park(&mut state.splices.parked, self.id.number);
+        conn.park(&mut state.splices.writers, self.id.number);
         wait_to_write(conn, cx)
     }
 
@@ -253,7 +254,7 @@ impl TcpStream {
         }
         let count = slice.len().min(room);
         if conn.tcb.send(&mut env!(state), slice.slice(0..count)).is_err() {
-            conn.park(&mut state.splices.parked, self.id.number);
+            conn.park(&mut state.splices.writers, self.id.number);
             return wait_to_write(conn, cx);
         }
         slice.advance(count);
@@ -268,6 +269,9 @@ impl TcpStream {
     /// # Errors
     /// [`SendFileError`]
     pub async fn send_file(&self, file: &File, range: Range<u64>) -> Result<(), SendFileError> {
+        if self.stack.state().disk_net == DiskNet::ReadSend {
+            return Box::pin(self.read_and_send(file, range)).await;
+        }
         let number = self.stack.state().splice_start(self.id, file.clone(), range)?;
         let waiting = Waiting { stack: self.stack.clone(), number };
         poll_fn(|cx| {

@@ -9,7 +9,9 @@
 //! * [`MemDisk`] is a disk in memory for benchmarks and tests, with or without the copy.
 //! * [`File`] is what is read: an open file, or bytes in memory. Its length is fixed when it is
 //!   opened, so that what was promised to a peer (`Content-Length`) stays true.
-//! * [`Root`] opens files below one directory and never outside it.
+//! * [`Root`] opens files below one directory and never outside it, [`erofs::Image`] those in an
+//!   image; [`Source`] is the one or the other.
+//! * [`Lookups`] are threads that look names up where that might wait for a disk.
 //!
 //! A buffer in flight belongs to the queue until its completion. Dropping a queue cancels what can
 //! be cancelled and waits for the rest; what still does not come back is leaked, not reused.
@@ -37,12 +39,15 @@
 // The drivers alone may be unsafe: `sys` (calls on files), `uring` and `pread`.
 #![deny(unsafe_code)]
 
+pub mod erofs;
 mod file;
+mod lookup;
 mod mem;
 #[allow(unsafe_code)]
 mod pread;
 mod queue;
 mod root;
+mod source;
 #[allow(unsafe_code)]
 mod sys;
 mod table;
@@ -50,9 +55,11 @@ mod table;
 mod uring;
 
 pub use file::{ALIGN_MIN_BYTES, File, FileKind, FileStat, OpenError};
+pub use lookup::Lookups;
 pub use mem::MemDisk;
 pub use queue::{
     Completion, Completions, DEPTH_MAX, DiskError, DiskQueue, DiskSetupError, DiskStats, POLL_MAX,
     QueueKind, Read, open_queue,
 };
 pub use root::{Root, RootError};
+pub use source::Source;

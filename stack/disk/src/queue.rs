@@ -57,6 +57,9 @@ pub enum DiskError {
         "the file was cut short while it was read; replace files by renaming new ones over them"
     )]
     Truncated,
+    /// The file is no longer what it was when it was opened.
+    #[error("the file was changed while it was read; replace files by renaming new ones over them")]
+    Changed,
     /// The device, or the queue on it, is no more.
     #[error("the disk is gone; check its cable and the kernel's log")]
     DeviceGone,

@@ -174,7 +174,7 @@ impl Table {
         Some(Io {
             id: u64::from(slot.generation) << 32 | u64::from(index),
             fd: job.fd,
-            offset: job.offset + job.done as u64,
+            offset: job.file.base() + job.offset + job.done as u64,
             start: job.buf[job.done..].as_mut_ptr(),
             len: job.asked.try_into().unwrap_or(u32::MAX),
         })

@@ -70,6 +70,8 @@ pub struct ServerConfig {
     /// Requests that have arrived in part, in bytes of all connections together; beyond it they are
     /// answered with 503.
     pub partial_bytes_max: usize,
+    /// Threads that look up names which are not in the kernel's caches; 0: the loop waits for them.
+    pub lookup_threads: usize,
     /// Time-outs.
     pub timeouts: Timeouts,
     /// The cache.
@@ -87,6 +89,7 @@ impl Default for ServerConfig {
             connections: 16_000,
             head_bytes_max: 8 << 10,
             partial_bytes_max: 16 << 20,
+            lookup_threads: 0,
             timeouts: Timeouts::default(),
             cache: CacheConfig::default(),
             semantics: DataSemantics::default(),

@@ -12,9 +12,14 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-use millstream_buf::{Arena, ArenaConfig, ArenaError, HugePages, IoBuf, SizeClass, copy_short};
+use millstream_buf::{
+    Arena, ArenaConfig, ArenaError, HugePages, IoBuf, IoBufMut, SizeClass, copy_short,
+};
 
-use crate::{Capabilities, Link, LinkStats, RxBurst, RxChecksum, RxFrame, TxError, TxFrame};
+use crate::{
+    Capabilities, HEADER_MAX, Link, LinkStats, RxBurst, RxChecksum, RxFrame, TxError, TxFrame,
+    TxOffload,
+};
 
 /// How a [`pair`] behaves.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +42,8 @@ impl Default for HandoverConfig {
 pub struct HandoverLink {
     capabilities: Capabilities,
     arena: Arena,
+    /// The buffer of the next frame.
+    lent: Option<IoBufMut>,
     outbound: Rc<RefCell<VecDeque<IoBuf>>>,
     inbound: Rc<RefCell<VecDeque<IoBuf>>>,
     carries: Rc<Cell<bool>>,
@@ -77,6 +84,7 @@ pub fn pair(config: HandoverConfig) -> Result<(HandoverLink, HandoverLink), Aren
                 blocks: 0,
                 huge_pages: HugePages::Try,
             })?,
+            lent: None,
             outbound: Rc::clone(outbound),
             inbound: Rc::clone(inbound),
             carries: Rc::default(),
@@ -102,28 +110,44 @@ impl Link for HandoverLink {
     }
 
     fn tx_room(&mut self) -> usize {
-        self.arena.free(SizeClass::Frame)
+        self.arena.free(SizeClass::Frame) + usize::from(self.lent.is_some())
     }
 
     fn tx(&mut self, frame: &TxFrame<'_>) -> Result<(), TxError> {
-        let len = frame.len();
-        let mut slot = self.arena.alloc(SizeClass::Frame).ok_or(TxError::Full)?;
-        if len > slot.len() {
-            return Err(TxError::TooLong);
+        let room = self.lend().ok_or(TxError::Full)?;
+        copy_short(room.get_mut(..frame.header.len()).ok_or(TxError::TooLong)?, frame.header);
+        self.tx_lent(frame.header.len(), frame.payload, frame.offload)
+    }
+
+    fn lend(&mut self) -> Option<&mut [u8; HEADER_MAX]> {
+        if self.lent.is_none() {
+            self.lent = self.arena.alloc(SizeClass::Frame);
         }
-        copy_short(slot.get_mut(..frame.header.len()).ok_or(TxError::TooLong)?, frame.header);
-        if self.carries.get() {
-            let mut end = frame.header.len();
-            for slice in frame.payload {
-                let next = end + slice.len();
-                copy_short(slot.get_mut(end..next).ok_or(TxError::TooLong)?, slice);
-                end = next;
+        self.lent.as_mut()?.first_chunk_mut()
+    }
+
+    fn tx_lent(
+        &mut self,
+        header_len: usize,
+        payload: &[IoBuf],
+        _offload: TxOffload,
+    ) -> Result<(), TxError> {
+        let Some(slot) = &mut self.lent else { return Err(TxError::Full) };
+        let mut end = header_len;
+        for slice in payload {
+            let next = end + slice.len();
+            let room = slot.get_mut(end..next).ok_or(TxError::TooLong)?;
+            if self.carries.get() {
+                copy_short(room, slice);
+                self.stats.tx_copied_bytes += slice.len() as u64;
             }
-            self.stats.tx_copied_bytes += (end - frame.header.len()) as u64;
+            end = next;
         }
         self.stats.tx_frames += 1;
-        self.stats.tx_bytes += len as u64;
-        self.outbound.borrow_mut().push_back(slot.freeze(0..len));
+        self.stats.tx_bytes += end as u64;
+        if let Some(slot) = self.lent.take() {
+            self.outbound.borrow_mut().push_back(slot.freeze(0..end));
+        }
         Ok(())
     }
 

@@ -334,7 +334,9 @@ impl Tcb {
         out.ack = self.rcv_nxt;
         out.flags = flags;
         out.gso_bytes = 0;
-        out.payload.clear();
+        if !out.payload.is_empty() {
+            out.payload.clear();
+        }
         if self.facts.contains(Facts::TIMESTAMPS) {
             out.options.set_timestamp(self.timestamp(env));
         } else {

@@ -67,6 +67,7 @@ impl World {
             disk_depth: 1,
             cache_blocks: 0,
             time_wait: 64,
+            ..Limits::default()
         };
         let config = ShardConfig {
             limits,

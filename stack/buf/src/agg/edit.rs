@@ -56,7 +56,7 @@ impl Agg {
         assert!(range.start <= range.end && range.end <= self.len);
         let mut part = Agg::new();
         let mut start = 0;
-        for slice in &self.slices {
+        for slice in self.slices.iter() {
             let end = start + slice.len();
             let (from, to) = (range.start.clamp(start, end), range.end.clamp(start, end));
             if from < to {
@@ -96,7 +96,7 @@ impl Agg {
     /// Copies bytes from `at` on into `out`; returns how many there were.
     pub fn copy_to(&self, at: usize, out: &mut [u8]) -> usize {
         let (mut skip, mut done) = (at, 0);
-        for slice in &self.slices {
+        for slice in self.slices.iter() {
             if skip >= slice.len() {
                 skip -= slice.len();
                 continue;
