@@ -107,6 +107,16 @@ impl Config {
                 "tcp.recv_buffer_bytes and tcp.send_buffer_bytes must be between 4096 and 1073741824",
             );
         }
+        let bounds = [self.tcp.recv_buffer_max_bytes, self.tcp.send_buffer_max_bytes];
+        if bounds.iter().any(|bytes| *bytes > 1 << 30) {
+            return bad(
+                "tcp.recv_buffer_max_bytes and tcp.send_buffer_max_bytes must be at most 1073741824; 0 \
+                 keeps buffers as they are at first",
+            );
+        }
+        if self.ipv6.stable_secret.is_some() && !self.ipv6.slaac {
+            return bad("ipv6.stable_secret makes addresses only with ipv6.slaac = true; set both");
+        }
         if self.shard.backup_hz > BACKUP_HZ_MAX {
             return bad(&format!(
                 "shard.backup_hz is {}; set it between 0 (none) and {BACKUP_HZ_MAX}",

@@ -6,6 +6,7 @@ use millstream::core::Stack;
 use millstream::http::FileServer;
 use millstream::link::LinkStats;
 
+use crate::bench::{grouped, nanos};
 use crate::cli::ServeArgs;
 use crate::config::Config;
 use crate::error::AppError;
@@ -121,6 +122,19 @@ fn summary(server: &FileServer, stack: &Stack, link: &LinkStats) -> String {
     });
     let all = troubles.into_iter().chain(drops).chain(other).filter(|(_, count)| *count > 0);
     lines.extend(all.map(|(name, count)| (name, count.to_string())));
+    if let Some(stats) = stack.trigger_stats() {
+        let intervals = stats.intervals_ns();
+        let at = |quantile| nanos(intervals.value_at_quantile(quantile) as f64);
+        let text =
+            format!("p50 {}, p99 {}, max {}", at(0.5), at(0.99), nanos(intervals.max() as f64));
+        lines.push(("trigger points", grouped(stats.total())));
+        lines.push(("between two of them", text));
+        let answers = stats.answer_ns();
+        if !answers.is_empty() {
+            let p50 = nanos(answers.value_at_quantile(0.5) as f64);
+            lines.push(("first segment after a waking", format!("p50 {p50} of {}", answers.len())));
+        }
+    }
     let lines: Vec<_> = lines.iter().map(|(name, value)| format!("{name:<30}{value}")).collect();
     lines.join("\n")
 }

@@ -273,6 +273,40 @@ fn the_doctor_says_how_to_mend() {
 }
 
 #[test]
+fn waiting_for_each_frame_needs_a_link_that_interrupts() {
+    let mut command = serve("null.toml", &["shard.polling=interrupt"]);
+    let line = complaint(command.output().unwrap(), 2);
+    assert!(
+        line.contains("shard.polling is \"interrupt\", but net_null cannot interrupt"),
+        "{line}"
+    );
+}
+
+#[test]
+fn bench_triggers_prints_its_tables() {
+    let json =
+        std::env::temp_dir().join(format!("millstream-triggers-{}.json", std::process::id()));
+    let output = Command::new(PROGRAM)
+        .args(["bench", "triggers", "--load", "http", "--duration", "0.2", "--json"])
+        .arg(&json)
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for word in ["points/s", "application task", "how late events fire"] {
+        assert!(text.contains(word), "{text}");
+    }
+    let rows: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(&json).unwrap()).unwrap();
+    std::fs::remove_file(&json).unwrap();
+    assert_eq!(rows[0]["load"], "http");
+    assert!(rows[0]["rate"].as_f64().unwrap() > 0.0, "requests were answered");
+    let shares = rows[0]["source_percent"].as_array().unwrap();
+    let sum: f64 = shares.iter().map(|share| share[1].as_f64().unwrap()).sum();
+    assert!((sum - 100.0).abs() < 1e-6, "{sum}");
+}
+
+#[test]
 fn what_cannot_be_packed_or_served_as_an_image() {
     let run = |arguments: &[&str]| Command::new(PROGRAM).args(arguments).output().unwrap();
     let line = complaint(run(&["image", "/no/such/dir", "/tmp/x"]), 2);

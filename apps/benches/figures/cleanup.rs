@@ -191,6 +191,18 @@ impl Process {
         }
     }
 
+    /// Its number.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Asks it to end and waits until it has; returns all that it printed.
+    pub fn end(mut self) -> Result<String, String> {
+        signal(self.child.id(), Signal::INT);
+        self.child.wait().map_err(|error| error.to_string())?;
+        std::fs::read_to_string(&self.log).map_err(|error| error.to_string())
+    }
+
     /// Stops it where it stands, so that it takes nothing from what is measured.
     pub fn pause(&self) {
         signal(self.child.id(), Signal::STOP);

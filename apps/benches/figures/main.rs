@@ -17,11 +17,13 @@ mod idle;
 mod memory;
 #[path = "../../../stack/buf/tests/oracle/mod.rs"]
 mod oracle;
+mod rest;
 mod scripts;
 mod segments;
 mod sim;
 mod smol;
 mod splice;
+mod timer;
 #[path = "../../src/bench/transfers.rs"]
 mod transfers;
 mod world;
@@ -142,6 +144,36 @@ const GROUPS: &[Group] = &[
         urgent: false,
     },
     Group { names: &["tcp.goodput.cells"], measure: goodput::table, pinned: false, urgent: false },
+    Group {
+        names: &["timer.check_ns", "timer.insert_cancel_cycles"],
+        measure: timer::costs,
+        pinned: true,
+        urgent: true,
+    },
+    Group {
+        names: &["timer.100khz.core_percent", "timer.100khz.signal_core_percent"],
+        measure: timer::rate,
+        pinned: true,
+        urgent: true,
+    },
+    Group {
+        names: &["timer.bound_violations"],
+        measure: timer::bound,
+        pinned: true,
+        urgent: false,
+    },
+    Group {
+        names: &["polling.quota.best_vs_wake"],
+        measure: rest::quota,
+        pinned: false,
+        urgent: false,
+    },
+    Group {
+        names: &["idle.core_percent", "idle.wakeup_us.p50"],
+        measure: rest::idle,
+        pinned: false,
+        urgent: false,
+    },
     Group {
         names: &["mem.idle_connection_bytes"],
         measure: idle::idle,

@@ -1,5 +1,6 @@
 //! `millstream bench`: load generators, and what the mechanisms are worth.
 
+mod duo;
 mod kernel;
 mod load;
 mod plot;
@@ -12,6 +13,7 @@ mod splice;
 mod stack;
 mod tally;
 mod transfers;
+mod triggers;
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -22,7 +24,8 @@ use clap::{Args, Subcommand, ValueEnum};
 use crate::error::AppError;
 use crate::output::say;
 use load::{Limits, Schedule};
-use report::{Report, grouped};
+use report::Report;
+pub use report::{grouped, nanos};
 use session::Run;
 use tally::Tally;
 
@@ -42,6 +45,8 @@ enum What {
     Http(HttpArgs),
     /// Compares copying with the other ways to send a buffer: the eight data semantics.
     Semantics(semantics::SemanticsArgs),
+    /// Measures how far apart the moments are at which soft timers may fire, under several loads.
+    Triggers(triggers::TriggersArgs),
     /// Sends a file through TCP into a card without a network, spliced and by the task's own reads,
     /// and by the kernel's sendfile, and compares what a CPU carries.
     Splice(splice::SpliceArgs),
@@ -192,6 +197,7 @@ pub fn run(args: BenchArgs) -> Result<(), BenchError> {
     match args.what {
         What::Http(args) => http(&args),
         What::Semantics(args) => semantics::run(&args),
+        What::Triggers(args) => triggers::run(&args),
         What::Splice(args) => splice::run(&args).map_err(BenchError::Stack),
     }
 }

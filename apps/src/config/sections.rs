@@ -11,10 +11,10 @@ use millstream::core::{
 use millstream::disk::QueueKind;
 use millstream::dpdk_port::{Device, EalConfig, PortConfig};
 use millstream::http::{CacheConfig, ServerConfig, Timeouts};
-use millstream::tcp::{Algorithm, KeepAlive};
+use millstream::tcp::{Algorithm, Ecn, KeepAlive, Pacing};
 use serde::{Deserialize, Serialize};
 
-use super::values::{Cidr, CidrV6, Mac, PciAddress};
+use super::values::{Cidr, CidrV6, Mac, PciAddress, Secret};
 
 /// Kinds of links.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -146,6 +146,7 @@ pub struct Ipv6Section {
     pub address: Option<CidrV6>,
     pub gateway: Option<Ipv6Addr>,
     pub slaac: bool,
+    pub stable_secret: Option<Secret>,
 }
 
 impl Ipv6Section {
@@ -155,7 +156,7 @@ impl Ipv6Section {
             addresses: self.address.iter().map(|cidr| (cidr.ip, cidr.prefix_len)).collect(),
             gateway: self.gateway,
             slaac: self.slaac,
-            stable_secret: None,
+            stable_secret: self.stable_secret.map(|secret| secret.0),
         })
     }
 }
@@ -309,13 +310,63 @@ impl From<Algorithm> for Congestion {
     }
 }
 
+/// When explicit congestion notification is used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EcnMode {
+    /// Never.
+    Off,
+    /// If the peer asks for it.
+    #[default]
+    Accept,
+    /// This side asks for it, too.
+    Request,
+}
+
+impl From<EcnMode> for Ecn {
+    fn from(mode: EcnMode) -> Self {
+        match mode {
+            EcnMode::Off => Self::Off,
+            EcnMode::Accept => Self::Accept,
+            EcnMode::Request => Self::Request,
+        }
+    }
+}
+
+/// When segments are clocked out at a rate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PacingMode {
+    /// For congestion controllers that need it.
+    #[default]
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
+}
+
+impl From<PacingMode> for Pacing {
+    fn from(mode: PacingMode) -> Self {
+        match mode {
+            PacingMode::Auto => Self::Auto,
+            PacingMode::On => Self::On,
+            PacingMode::Off => Self::Off,
+        }
+    }
+}
+
 /// `[tcp]`
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 #[allow(missing_docs)]
 pub struct TcpSection {
     pub recv_buffer_bytes: u32,
+    /// 0: it does not grow.
+    pub recv_buffer_max_bytes: u32,
     pub send_buffer_bytes: u32,
+    /// 0: it does not grow.
+    pub send_buffer_max_bytes: u32,
     pub min_rto_us: u32,
     pub initial_rto_us: u32,
     pub max_rto_us: u32,
@@ -329,6 +380,9 @@ pub struct TcpSection {
     pub fin_wait_2_us: u64,
     pub initial_window_segments: u8,
     pub congestion: Congestion,
+    pub ecn: EcnMode,
+    pub pacing: PacingMode,
+    pub rack: bool,
     pub nagle: bool,
     pub timestamps: bool,
     pub sack: bool,
@@ -343,7 +397,9 @@ impl Default for TcpSection {
         let tcp = millstream::tcp::Config::default();
         Self {
             recv_buffer_bytes: tcp.recv_buffer_bytes,
+            recv_buffer_max_bytes: tcp.recv_buffer_max_bytes,
             send_buffer_bytes: tcp.send_buffer_bytes,
+            send_buffer_max_bytes: tcp.send_buffer_max_bytes,
             min_rto_us: tcp.min_rto_us,
             initial_rto_us: tcp.initial_rto_us,
             max_rto_us: tcp.max_rto_us,
@@ -356,6 +412,9 @@ impl Default for TcpSection {
             fin_wait_2_us: tcp.fin_wait_2_us,
             initial_window_segments: tcp.initial_window_segments,
             congestion: tcp.congestion.into(),
+            ecn: EcnMode::default(),
+            pacing: PacingMode::default(),
+            rack: tcp.rack,
             nagle: tcp.nagle,
             timestamps: tcp.timestamps,
             sack: tcp.sack,
@@ -371,7 +430,9 @@ impl TcpSection {
     pub fn config(&self) -> millstream::tcp::Config {
         millstream::tcp::Config {
             recv_buffer_bytes: self.recv_buffer_bytes,
+            recv_buffer_max_bytes: self.recv_buffer_max_bytes,
             send_buffer_bytes: self.send_buffer_bytes,
+            send_buffer_max_bytes: self.send_buffer_max_bytes,
             min_rto_us: self.min_rto_us,
             initial_rto_us: self.initial_rto_us,
             max_rto_us: self.max_rto_us,
@@ -384,6 +445,9 @@ impl TcpSection {
             fin_wait_2_us: self.fin_wait_2_us,
             initial_window_segments: self.initial_window_segments,
             congestion: self.congestion.into(),
+            ecn: self.ecn.into(),
+            pacing: self.pacing.into(),
+            rack: self.rack,
             nagle: self.nagle,
             timestamps: self.timestamps,
             sack: self.sack,

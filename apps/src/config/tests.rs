@@ -171,6 +171,32 @@ fn values_out_of_bounds_are_refused() {
 }
 
 #[test]
+fn what_tcp_and_addresses_are_set_to_reaches_them() {
+    use millstream::tcp::{Ecn, Pacing};
+    let text = "[tcp]\necn = \"request\"\npacing = \"on\"\nrack = false\nrecv_buffer_max_bytes = 0\n\
+        send_buffer_max_bytes = 8192\n[ipv6]\nslaac = true\n\
+        stable_secret = \"000102030405060708090a0b0c0d0e0F\"\n";
+    let config = check::parse(text, "p").unwrap().validated(Path::new("p")).unwrap();
+    let shard = config.shard_config();
+    assert_eq!(
+        (shard.tcp.ecn, shard.tcp.pacing, shard.tcp.rack),
+        (Ecn::Request, Pacing::On, false)
+    );
+    assert_eq!((shard.tcp.recv_buffer_max_bytes, shard.tcp.send_buffer_max_bytes), (0, 8192));
+    let secret = std::array::from_fn(|at| at as u8);
+    assert_eq!(shard.ipv6.unwrap().stable_secret, Some(secret));
+    assert!(!format!("{config:?}").contains("0a0b"), "secrets are not shown");
+    let wrong = error("[ipv6]\nstable_secret = \"123\"\n");
+    assert!(wrong.contains("32 hexadecimal digits") && !wrong.contains("123"), "{wrong}");
+    let alone = check::parse("[ipv6]\nstable_secret = \"00000000000000000000000000000000\"\n", "p");
+    let alone = alone.unwrap().validated(Path::new("p")).unwrap_err().to_string();
+    assert!(alone.contains("ipv6.slaac"), "{alone}");
+    let much = check::parse("[tcp]\nrecv_buffer_max_bytes = 2000000000\n", "p").unwrap();
+    let much = much.validated(Path::new("p")).unwrap_err().to_string();
+    assert!(much.contains("tcp.recv_buffer_max_bytes"), "{much}");
+}
+
+#[test]
 fn a_driver_without_what_it_needs_is_refused() {
     let config = check::parse("[link]\ndriver = \"memif\"\n", "p").unwrap();
     let error = config.device().unwrap_err().to_string();

@@ -123,6 +123,41 @@ impl From<Mac> for String {
     }
 }
 
+/// A key of 16 bytes, as 32 hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Secret(pub [u8; 16]);
+
+impl TryFrom<String> for Secret {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let digits: Option<Vec<u32>> = text.chars().map(|digit| digit.to_digit(16)).collect();
+        // The text itself is not repeated: it may be nearly right.
+        let wrong =
+            || "a secret has 32 hexadecimal digits; `openssl rand -hex 16` makes one".to_owned();
+        let digits = digits.filter(|digits| digits.len() == 32).ok_or_else(wrong)?;
+        let mut secret = [0; 16];
+        for (byte, pair) in secret.iter_mut().zip(digits.as_chunks::<2>().0) {
+            *byte = (pair[0] << 4 | pair[1]) as u8;
+        }
+        Ok(Self(secret))
+    }
+}
+
+impl From<Secret> for String {
+    fn from(secret: Secret) -> Self {
+        secret.0.map(|byte| format!("{byte:02x}")).concat()
+    }
+}
+
+impl fmt::Debug for Secret {
+    /// Without the key.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret")
+    }
+}
+
 /// The address of a card, in its long form.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(try_from = "String", into = "String")]

@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 /// the kernel's multiq qdisc or a secondary process, and with its real-time signals switched off;
 /// net_memif without secondary processes; drivers that are asked for interrupts and have none.
 const HARMLESS: [&str; 9] = [
-    "RX Intr ",
+    "x Intr ",
     "multiq qdisc",
     "qdisc kind is unknown",
     "rte flow support",

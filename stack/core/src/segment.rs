@@ -50,13 +50,14 @@ macro_rules! input_packet {
             if $state.rx_scarce
                 && let Some(data) = &payload
             {
-                // What is kept must not keep the link's buffers.
-                let Some(copy) = $state.staging_blocks.put_whole(data) else {
+                // What is kept must not keep the link's buffers. What fills a gap sets some free.
+                if let Some(copy) = $state.staging_blocks.put_whole(data) {
+                    $state.metrics.copied_scarce_bytes += copy.len() as u64;
+                    payload = Some(copy);
+                } else if $state.rx_dire || !conn.tcb.fills_gap(&header) {
                     $state.rx.drop_no_buffer += 1;
                     break 'packet Taken::Events(Events::empty());
-                };
-                $state.metrics.copied_scarce_bytes += copy.len() as u64;
-                payload = Some(copy);
+                }
             }
             if conn.tcb.uses_ecn() && packet.ecn() == millstream_tcp::CE {
                 conn.tcb.note_ce();

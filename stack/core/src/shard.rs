@@ -216,8 +216,10 @@ impl<L: Link, C: Clock> Shard<L, C> {
             state.disk.kick();
         }
         if state.metrics.turns.is_multiple_of(SCARCITY_TURNS) {
-            state.rx_scarce =
-                self.link.rx_buffers().is_some_and(|(free, total)| free < total / SCARCE_PART);
+            let below =
+                |part| self.link.rx_buffers().is_some_and(|(free, total)| free < total / part);
+            state.rx_scarce = below(SCARCE_PART);
+            state.rx_dire = state.rx_scarce && below(2 * SCARCE_PART);
             if now >= self.clock_check_at {
                 self.clock.check();
                 self.clock_check_at = now.plus_nanos(CLOCK_CHECK_NANOS);

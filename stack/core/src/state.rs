@@ -71,6 +71,8 @@ pub(crate) struct State {
     pub arena: Arena,
     /// The link has few buffers left: what is kept is copied.
     pub rx_scarce: bool,
+    /// Not even half of what makes them scarce is free.
+    pub rx_dire: bool,
     /// Where small and large writes are copied to.
     pub staging: Staging,
     pub staging_blocks: Staging,
@@ -194,6 +196,7 @@ impl State {
             isn: IsnGenerator::new(isn_key),
             hasher,
             rx_scarce: false,
+            rx_dire: false,
             staging: Staging::new(arena.clone(), SizeClass::Frame),
             staging_blocks: Staging::new(arena.clone(), SizeClass::Block),
             arena,

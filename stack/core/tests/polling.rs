@@ -120,7 +120,7 @@ fn trigger_points_are_told_by_source() {
     assert_eq!(stats.count(TriggerSource::Disk), 0);
     assert_eq!(stats.intervals_ns().len(), stats.total() - 1);
     // In virtual time the loop is never late by more than the wheel's tick.
-    assert!(stats.late_ns().len() > 0);
+    assert!(!stats.late_ns().is_empty());
     assert_eq!(server.metrics().timers_fired, stats.late_ns().len());
     assert_eq!(stats.late_ns().max(), 0);
     server.clear_trigger_stats();

@@ -16,7 +16,7 @@ use crate::slab::NIL;
 bitflags::bitflags! {
     /// What became of a segment.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-    pub(crate) struct Fate: u8 {
+    pub(crate) struct Fate: u16 {
         /// The peer has it (RFC 2018).
         const SACKED = 1;
         /// It is taken for lost.
@@ -31,6 +31,10 @@ bitflags::bitflags! {
         const APP_LIMITED = 1 << 5;
         /// It stands in the order of sending.
         const TIMED = 1 << 6;
+        /// It stands for segments that were sent at different times: `sent_us` is that of the last.
+        const MERGED = 1 << 7;
+        /// It was a part of such a one, and when it was sent is not known.
+        const VAGUE = 1 << 8;
     }
 }
 
@@ -65,6 +69,13 @@ impl Record {
         self.end.bytes_since(self.start)
     }
 
+    /// Its part below `end`, which is inside of it.
+    pub(crate) fn until(mut self, end: SeqNumber) -> Self {
+        self.end = end;
+        self.fate.set(Fate::VAGUE, self.is(Fate::MERGED));
+        self
+    }
+
     /// Where it stands in the order of sending, for [`sent_after`](crate::rate::sent_after).
     #[inline]
     pub(crate) fn place(&self) -> (u32, u32) {
@@ -83,14 +94,17 @@ impl Record {
     }
 }
 
-/// Records of one flight, up to which each new segment gets its own.
-const FINE_RECORDS: u32 = 768;
+/// Records of one flight, up to which whatever is sent at a time gets its own: segments enough for
+/// 100 ms at half a gigabit a second even if each is sent alone.
+pub(crate) const FINE_RECORDS: u32 = 4_096;
 
 /// Beyond so many records, new ones stand for more segments at a time.
 const MERGED_SEGMENTS: [(u32, u16); 2] = [(FINE_RECORDS + 128, 16), (FINE_RECORDS + 256, 256)];
 
 /// Most records of one flight: what is cut for losses and selective acknowledgements comes on top.
-pub(crate) const RECORDS_MAX: u32 = 2_048;
+/// Where every other segment of such a flight is lost, as when slow start overshoots, that is a record
+/// for each.
+pub(crate) const RECORDS_MAX: u32 = 16_384;
 
 /// Most selective blocks in an ACK.
 pub(crate) const BLOCKS_MAX: usize = 4;
@@ -309,7 +323,10 @@ impl Flight {
         let added = end.bytes_since(record.end);
         record.end = end;
         record.segments = record.segments.saturating_add(more);
-        record.sent_us = now_us;
+        if record.sent_us != now_us {
+            record.sent_us = now_us;
+            record.fate.insert(Fate::MERGED);
+        }
         // The sums follow the record, whatever it was.
         let fate = record.fate;
         if fate.contains(Fate::RESENT) {
@@ -441,6 +458,7 @@ impl Flight {
             lower.end = at;
             lower.next = new;
             lower.segments = below;
+            lower.fate.set(Fate::VAGUE, record.is(Fate::MERGED));
             if record.is(Fate::TIMED) {
                 lower.later = new;
             }

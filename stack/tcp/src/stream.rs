@@ -1,7 +1,7 @@
 //! The application's bytes, in and out.
 
 use millstream_buf::IoBuf;
-use millstream_wire::tcp::SeqNumber;
+use millstream_wire::tcp::{Header, SeqNumber};
 
 use crate::slab::SliceSlab;
 use crate::tcb::{Env, Facts, Marks, Tcb};
@@ -188,6 +188,13 @@ impl Tcb {
     #[inline]
     pub(crate) fn window_step(&self) -> u32 {
         u32::from(self.mss_limit).min(self.recv_buf_bytes / 2)
+    }
+
+    /// Whether a segment is the one that data which came ahead of order waits for, and the application
+    /// has read all before.
+    #[cold]
+    pub fn fills_gap(&self, header: &Header<'_>) -> bool {
+        header.seq == self.rcv_nxt && !self.reassembly.is_empty() && self.receive_queue.bytes == 0
     }
 
     /// The next number that is expected of the peer.

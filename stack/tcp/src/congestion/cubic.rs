@@ -34,9 +34,8 @@ struct Epoch {
     k_ms: u32,
     /// NewReno's window (section 4.3).
     w_est: u32,
-    /// Bytes acknowledged since `w_est` last grew.
-    est_acked: u32,
-    /// What is left of a byte's growth, in parts of the window.
+    /// What is left of a byte's growth of `w_est` and of the window, in parts of the window.
+    est_carry: u32,
     carry: u32,
 }
 
@@ -105,7 +104,7 @@ impl Cubic {
             // K = cbrt(missing segments / 0.4) seconds.
             k_ms: cube_root(u64::from(missing) * 2_500_000_000 / u64::from(mss)),
             w_est: window.cwnd,
-            est_acked: 0,
+            est_carry: 0,
             carry: 0,
         }
     }
@@ -140,12 +139,13 @@ impl Cubic {
 
         // Section 4.3: alpha_cubic = 3 (1 - 0.7) / (1 + 0.7) = 9/17 of a segment for each window,
         // until the window is what it was before the reduction; then a whole one, as NewReno.
-        epoch.est_acked = epoch.est_acked.saturating_add(delivered);
+        // Byte by byte: where windows are small and losses frequent, a step of a segment would often
+        // not be reached before the next reduction.
         let whole = if epoch.w_est < self.prior.cwnd { cwnd * 17 / 9 } else { cwnd };
-        if u64::from(epoch.est_acked) >= whole {
-            epoch.est_acked -= whole as u32;
-            epoch.w_est = epoch.w_est.saturating_add(mss);
-        }
+        let growth =
+            u64::from(delivered.min(window.cwnd)) * u64::from(mss) + u64::from(epoch.est_carry);
+        epoch.est_carry = (growth % whole) as u32;
+        epoch.w_est = epoch.w_est.saturating_add((growth / whole) as u32);
         let now = curve(self.w_max, epoch.k_ms, elapsed_ms, mss);
         if now < epoch.w_est {
             next = next.max(epoch.w_est);

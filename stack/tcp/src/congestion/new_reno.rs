@@ -76,8 +76,9 @@ impl Controller for NewReno {
         self.remember(window);
         self.after_timeout = false;
         // RFC 5681 equation (4): half of what is out, which is not cwnd if the application or the
-        // peer's window holds the sender back.
-        (flight / 2).max(mss.saturating_mul(2)).min(CWND_MAX)
+        // peer's window holds the sender back; and, section 3.2, without what limited transmit has
+        // added to it.
+        (flight.min(window.cwnd) / 2).max(mss.saturating_mul(2)).min(CWND_MAX)
     }
 
     fn on_timeout(
@@ -150,7 +151,10 @@ mod tests {
         assert_eq!(window, Window { cwnd: 1000, ssthresh: 4000 });
         reno.on_ack(&mut window, &ack(9_000));
         assert_eq!(window.cwnd, 2000);
-        window.ssthresh = reno.on_congestion(&window, Signal::Loss, 40_000, 1000, 0);
+        window.cwnd = 40_000;
+        // What limited transmit has added does not count.
+        window.ssthresh = reno.on_congestion(&window, Signal::Loss, 42_000, 1000, 0);
+        window.cwnd = 2000;
         reno.on_ack(&mut window, &ack(9_000));
         assert_eq!(window, Window { cwnd: 4000, ssthresh: 20_000 });
     }
