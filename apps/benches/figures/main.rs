@@ -17,6 +17,7 @@ mod idle;
 mod memory;
 #[path = "../../../stack/buf/tests/oracle/mod.rs"]
 mod oracle;
+mod rbc;
 mod rest;
 mod scripts;
 mod segments;
@@ -183,6 +184,22 @@ const GROUPS: &[Group] = &[
     Group {
         names: &["control.tsc_ghz", "control.memcpy_1460_ns"],
         measure: memory::control,
+        pinned: true,
+        urgent: true,
+    },
+    Group {
+        names: &[
+            "rbc.response.max_error_percent",
+            "rbc.response.100pkt.iw1.cut_percent",
+            "rbc.response.100pkt.iw10.cut_percent",
+        ],
+        measure: rbc::response,
+        pinned: false,
+        urgent: false,
+    },
+    Group {
+        names: &["pacing.error_us.p50", "pacing.error_us.p99"],
+        measure: rbc::accuracy,
         pinned: true,
         urgent: true,
     },

@@ -15,6 +15,7 @@
 mod autoconf;
 mod block_cache;
 mod channel;
+mod client_rate;
 mod config;
 mod conn;
 mod control;
@@ -34,6 +35,7 @@ mod output;
 mod output6;
 mod pairs;
 mod path;
+mod path_rates;
 mod payload;
 mod pmtu;
 mod poll;
@@ -54,6 +56,7 @@ mod udp;
 mod waiting;
 
 pub use block_cache::CacheStats;
+pub use client_rate::{ClientRate, PrefixError};
 pub use config::{
     DiskNet, Ipv4Config, Ipv6Config, Limits, Polling, Quota, ShardConfig, SynCookiePolicy,
     TimerSource, random_secret,

@@ -110,6 +110,29 @@ impl SendQueue {
         count
     }
 
+    /// As [`Self::gather_next`] for a run of segments of `mss` bytes: where slices run out, it ends
+    /// with a whole segment, or else what is left of the last would go alone. Returns what is asked
+    /// for then, too.
+    #[inline(always)]
+    pub(crate) fn gather_run(
+        &mut self,
+        slab: &SliceSlab,
+        seq: SeqNumber,
+        len: u32,
+        mss: u32,
+        out: &mut ArrayVec<IoBuf, MAX_SLICES>,
+    ) -> (u32, u32) {
+        let cursor = self.cursor;
+        let count = self.gather_next(slab, seq, len, out);
+        if count == len || count <= mss || !out.is_full() {
+            return (count, len);
+        }
+        out.clear();
+        self.cursor = cursor;
+        let len = count / mss * mss;
+        (self.gather_next(slab, seq, len, out), len)
+    }
+
     /// As [`Self::gather_next`] from the oldest byte on, leaving the cursor where it is.
     pub(crate) fn gather_first(
         &self,

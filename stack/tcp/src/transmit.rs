@@ -77,7 +77,8 @@ impl Tcb {
         if out.segments_max > 1 && count == mss && usable >= 2 * mss {
             (count, usable) = self.run_bytes(env.config, u32::from(out.segments_max));
         }
-        let sent = self.send_queue.gather_next(env.slices, seq, count, &mut out.payload);
+        let payload = &mut out.payload;
+        let (sent, count) = self.send_queue.gather_run(env.slices, seq, count, mss, payload);
         let end = seq + sent;
         // Fewer than there are: a record ends.
         if sent < count || self.push_due(env.config, end, sent, usable.saturating_sub(sent)) {
@@ -231,7 +232,7 @@ impl Tcb {
 
     /// Bytes of options that `mss` leaves room for.
     #[inline]
-    fn usual_options_len(&self) -> usize {
+    pub(crate) fn usual_options_len(&self) -> usize {
         if self.facts.contains(Facts::TIMESTAMPS) { 12 } else { 0 }
     }
 
@@ -243,7 +244,7 @@ impl Tcb {
     }
 
     /// What follows from having sent the numbers from `seq` up to `end`.
-    fn note_sent(&mut self, env: &mut Env<'_>, seq: SeqNumber, end: SeqNumber) {
+    pub(crate) fn note_sent(&mut self, env: &mut Env<'_>, seq: SeqNumber, end: SeqNumber) {
         if self.snd_una == seq && self.flight == NIL {
             self.note_lone(env);
         } else {
@@ -284,7 +285,7 @@ impl Tcb {
 
     /// RFC 5681 section 4.1: after a time-out's worth of silence the old window proves nothing.
     #[inline]
-    fn restart_after_idle(&mut self, env: &Env<'_>) {
+    fn restart_after_idle(&mut self, env: &mut Env<'_>) {
         let idle_ticks = env.now_ticks().wrapping_sub(self.last_send_ticks);
         if idle_ticks > self.rtt.rto_us >> 10 {
             self.shrink_to_restart_window(env, idle_ticks);
@@ -292,13 +293,14 @@ impl Tcb {
     }
 
     #[cold]
-    fn shrink_to_restart_window(&mut self, env: &Env<'_>, idle_ticks: u32) {
+    fn shrink_to_restart_window(&mut self, env: &mut Env<'_>, idle_ticks: u32) {
         if !env.config.slow_start_after_idle {
             return;
         }
         let initial = initial_window(env.config.initial_window_segments, u32::from(self.mss));
         let idle_us = u64::from(idle_ticks) * TICK_NANOS / 1000;
         self.congestion.on_idle(&mut self.window, initial, idle_us, env.now.as_micros());
+        self.restart_at_fixed_rate(env);
     }
 
     /// The number of a segment without data: the next one, or, while data is being sent again, the
@@ -456,6 +458,9 @@ impl Tcb {
             if self.transmit_probe(env, out) {
                 return true;
             }
+        }
+        if self.facts.contains(Facts::TX_LARGER) && self.transmit_larger(env, out) {
+            return true;
         }
         if self.facts.contains(Facts::TX_KEEPALIVE) {
             // RFC 9293 section 3.8.4: a number below the window makes the peer say where it is.

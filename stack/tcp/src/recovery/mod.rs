@@ -30,6 +30,7 @@ pub(crate) use undo::Undo;
 
 use crate::congestion::{Controller, Signal};
 use crate::flight::{Fate, Flight, Record, Records};
+use crate::mtu::Trial;
 use crate::recovery::scoreboard::Progress;
 use crate::segment::Segment;
 use crate::slab::NIL;
@@ -55,6 +56,16 @@ pub enum CongestionState {
     Recovery,
     /// A retransmission time-out is being recovered from.
     Loss,
+}
+
+impl Flight {
+    /// What is lost was not lost to congestion: it is repaired without a reduction, until all that was
+    /// sent before `max` is acknowledged.
+    pub(crate) fn begin_repair(&mut self, max: SeqNumber) {
+        self.high_seq = max;
+        self.undo = Undo::default();
+        self.probe = Probe::default();
+    }
 }
 
 impl Tcb {
@@ -253,6 +264,7 @@ impl Tcb {
         let repair = self.ca_state != CongestionState::Open
             || !flight.is_plain()
             || flight.probe.is_out()
+            || flight.trial.end.is_some()
             || flight.undo.marker.is_some();
         self.facts.set(Facts::REPAIR, repair);
         self.marks.set(Marks::PROBED, flight.probe.is_out());
@@ -309,9 +321,12 @@ impl Tcb {
 
     /// Begins an episode of window reduction (RFC 9937 section 6.1).
     pub(crate) fn begin_reduction(&mut self, env: &mut Env<'_>, why: Signal) {
-        let (mss, flight_bytes) = (u32::from(self.mss), self.flight());
+        let (mss, mut flight_bytes) = (u32::from(self.mss), self.flight());
         let now_us = env.now.as_micros();
         let cwnd = self.window.cwnd;
+        if let Some(window) = self.retreat(env) {
+            flight_bytes = flight_bytes.min(window);
+        }
         self.window.ssthresh =
             self.congestion.on_congestion(&self.window, why, flight_bytes, mss, now_us);
         if let Some((flight, _)) = env.slices.flights.get_mut(self.flight) {
@@ -369,6 +384,7 @@ impl Tcb {
         self.left_out = flight.left_out();
         if reduced {
             self.congestion.on_undo(&mut self.window);
+            self.advance_again(env);
             self.facts.remove(Facts::CWR_DUE);
         }
         if reducing == CongestionState::Recovery {
@@ -386,7 +402,8 @@ impl Tcb {
             self.stalled_ticks = env.now_ticks();
         }
         let (mss, now_us) = (u32::from(self.mss), env.now_us());
-        let flight_bytes = self.flight();
+        let most = if repeated { None } else { self.retreat(env) }.unwrap_or(u32::MAX);
+        let flight_bytes = self.flight().min(most);
         self.facts.remove(Facts::TIMING);
         self.marks.remove(Marks::NEW_FIRST);
         self.reo_persist = self.reo_persist.saturating_sub(u8::from(!repeated));
@@ -426,6 +443,7 @@ impl Tcb {
             flight.undo.frto = state < CongestionState::Recovery || repeated;
             flight.high_seq = self.snd_max;
             flight.probe = Probe::default();
+            flight.trial = Trial::default();
             self.left_out = flight.left_out();
         }
         self.congestion.on_timeout(
@@ -476,6 +494,10 @@ impl Tcb {
         let (mss, max) = (u32::from(self.mss), self.snd_max);
         let mut progress = Progress::default();
         let Some((flight, records)) = env.slices.flights.get_mut(self.flight) else { return };
+        if !self.facts.contains(Facts::SACK) {
+            flight.sacked_bytes = 0;
+            flight.sacked_segments = 0;
+        }
         let mut index = flight.head;
         while let Some(&record) = records.get(index) {
             if record.len() > mss {
@@ -484,9 +506,7 @@ impl Tcb {
             index = record.next;
         }
         if progress.lost != 0 && self.ca_state != CongestionState::Loss {
-            flight.high_seq = max;
-            flight.undo = Undo::default();
-            flight.probe = Probe::default();
+            flight.begin_repair(max);
             self.ca_state = CongestionState::Loss;
         }
         self.sync_flight(env);
