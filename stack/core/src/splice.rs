@@ -193,7 +193,8 @@ impl State {
         if range.start > range.end || range.end > file.len() {
             return Err(SendFileError::Range { range, len: file.len() });
         }
-        let align = file.align_bytes() as u64;
+        // What is kept for others is whole blocks.
+        let align = if self.cache.is_on() { BLOCK_BYTES as u64 } else { file.align_bytes() as u64 };
         let Some(conn) = self.conns.named_mut(id) else {
             return Err(SendFileError::Connection(std::io::ErrorKind::NotConnected.into()));
         };
@@ -307,20 +308,26 @@ impl State {
             conn.schedule_output(&mut self.output, number);
         }
         self.splice_reread(number);
-        self.splice_read(number, splice_number);
+        if self.splice_read(number, splice_number) {
+            // What was in the cache is there already.
+            return self.splice_progress(number);
+        }
         self.rearm(number);
     }
 
-    /// Asks the disk for what the window wants.
-    fn splice_read(&mut self, number: u32, splice_number: u32) {
-        let free = self.arena.free(SizeClass::Block);
+    /// Takes what the window wants from the cache, or asks the disk for it. Returns whether the block that
+    /// is next in order came from the cache.
+    fn splice_read(&mut self, number: u32, splice_number: u32) -> bool {
+        // What is kept makes way for what is wanted.
+        let free = self.arena.free(SizeClass::Block) + self.cache.len();
         let (all, _) = self.arena.stats().blocks;
         let turn = self.metrics.turns;
+        let mut is_next = false;
         loop {
-            let Some(conn) = self.conns.get_mut(number) else { return };
-            let Some(splice) = self.splices.get_mut(splice_number) else { return };
+            let Some(conn) = self.conns.get_mut(number) else { return is_next };
+            let Some(splice) = self.splices.get_mut(splice_number) else { return is_next };
             if splice.next_read >= splice.end || conn.facts.contains(Facts::PARKED) {
-                return;
+                return is_next;
             }
             // What is read or queued but not sent may exceed what the window takes by the read-ahead,
             // no matter how long a peer keeps its window closed.
@@ -337,7 +344,21 @@ impl State {
             let ahead = if free < all / 4 { 1 } else { splice.ahead.max(1) as usize };
             let too_many = held >= self.limits.splice_buffers && free < all / 2;
             if too_many || queued >= taken + ahead * BLOCK_BYTES {
-                return;
+                return is_next;
+            }
+            if self.cache.is_on()
+                && let Some(buf) = self.cache.get(&splice.file, splice.next_read)
+            {
+                let part = splice.part(splice.next_read);
+                if part.end > buf.len() {
+                    // Not to be: blocks are kept under the length that their file has.
+                    return is_next;
+                }
+                buf.memoize();
+                is_next |= splice.blocks.is_empty();
+                splice.blocks.push_back(Block::Ready(buf.slice(part)));
+                splice.next_read += BLOCK_BYTES as u64;
+                continue;
             }
             if splice.turn != turn {
                 (splice.turn, splice.turn_reads) = (turn, 0);
@@ -347,17 +368,21 @@ impl State {
                 if !std::mem::replace(&mut splice.again, true) {
                     self.splices.again.push_back(id);
                 }
-                return;
+                return is_next;
             }
             let buf = if self.splices.in_disk < self.splices.depth {
-                self.arena.alloc(SizeClass::Block)
+                match self.arena.alloc(SizeClass::Block) {
+                    None if self.cache.relieve() => self.arena.alloc(SizeClass::Block),
+                    other => other,
+                }
             } else {
                 None
             };
-            let Some(splice) = self.splices.get_mut(splice_number) else { return };
+            let Some(splice) = self.splices.get_mut(splice_number) else { return is_next };
             let align = splice.file.align_bytes() as u64;
             let block = splice.first_block.wrapping_add(splice.blocks.len() as u32);
-            let until_end = (splice.end - splice.next_read).next_multiple_of(align);
+            let end = if self.cache.is_on() { splice.file.len() } else { splice.end };
+            let until_end = (end - splice.next_read).next_multiple_of(align);
             let len = until_end.min(BLOCK_BYTES as u64);
             let submitted = buf.is_some_and(|buf| {
                 let token = u64::from(splice_number) << 32 | u64::from(block);
@@ -370,7 +395,7 @@ impl State {
                 if let Some(conn) = self.conns.get_mut(number) {
                     conn.park(&mut self.splices.parked, number);
                 }
-                return;
+                return is_next;
             }
             splice.blocks.push_back(Block::Reading(self.now));
             splice.next_read += len;
@@ -517,13 +542,21 @@ impl State {
             self.splices.pace.note(*since, now);
         }
         let offset = splice.first_offset + (at * BLOCK_BYTES) as u64;
-        let skip = splice.next_append.saturating_sub(offset).min(BLOCK_BYTES as u64);
-        let wanted = (splice.end - offset).min(BLOCK_BYTES as u64);
-        *place = match result {
-            Ok(len) if (len as u64) < wanted => Block::Failed(DiskError::Truncated),
-            Ok(_) => Block::Ready(buf.freeze(skip as usize..wanted as usize)),
+        let part = splice.part(offset);
+        let read = match self.cache.is_on() {
+            true => (splice.file.len() - offset).min(BLOCK_BYTES as u64) as usize,
+            false => part.end,
+        };
+        let block_read = match result {
+            Ok(len) if len < read => Block::Failed(DiskError::Truncated),
+            Ok(_) => {
+                let buf = self.cache.insert(&splice.file, offset, buf.freeze(0..read));
+                Block::Ready(buf.slice(part))
+            }
             Err(error) => Block::Failed(error),
         };
+        let Some(place) = splice.blocks.get_mut(at) else { return };
+        *place = block_read;
         let failed = match place {
             Block::Failed(error) => Some(*error),
             _ => None,
@@ -648,7 +681,8 @@ impl State {
         for _ in 0..self.splices.writers.len() {
             // A buffer of either size does.
             let some = |class| self.arena.free(class) > 0;
-            if !(some(SizeClass::Block) || some(SizeClass::Frame)) || self.slices.is_full() {
+            let room = some(SizeClass::Frame) || some(SizeClass::Block) || self.cache.relieve();
+            if !room || self.slices.is_full() {
                 break;
             }
             let Some(id) = self.splices.writers.pop_front() else { break };
@@ -671,12 +705,20 @@ impl State {
     }
 
     /// Whether a read could begin now.
-    fn splice_room(&self) -> bool {
-        self.arena.free(SizeClass::Block) > 0 && self.splices.in_disk < self.splices.depth
+    fn splice_room(&mut self) -> bool {
+        self.splices.in_disk < self.splices.depth
+            && (self.arena.free(SizeClass::Block) > 0 || self.cache.relieve())
     }
 }
 
 impl Splice {
+    /// What the transfer wants of the block that begins at `offset` of the file.
+    fn part(&self, offset: u64) -> Range<usize> {
+        let skip = self.next_append.saturating_sub(offset).min(BLOCK_BYTES as u64);
+        let wanted = (self.end - offset).min(BLOCK_BYTES as u64);
+        skip as usize..wanted as usize
+    }
+
     /// It ends with what was appended.
     fn fail(&mut self, error: DiskError) {
         self.failed = Some((self.next_append, error));
