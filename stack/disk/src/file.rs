@@ -313,6 +313,11 @@ impl File {
         matches!(self.0.source, Source::Memory(_) | Source::Zeroes)
     }
 
+    /// Whether nobody can change its bytes: they lie in an image, or in memory.
+    pub fn is_immutable(&self) -> bool {
+        self.0.stat.volume != 0 || self.is_in_memory()
+    }
+
     /// Opens with `open`, first for direct reads, and looks at what it got.
     pub(crate) fn open_with(open: impl Fn(i32) -> Result<OwnedFd, i32>) -> Result<Self, OpenError> {
         Self::open_kind(open, false)
