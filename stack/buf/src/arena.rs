@@ -110,7 +110,7 @@ pub struct ArenaStats {
 /// Cloning gives another handle on the same arena. The mapping is freed when the last handle goes,
 /// unless buffers are still out: then it is leaked, since a device or a peer may still use it.
 #[derive(Clone)]
-pub struct Arena(Rc<ArenaInner>);
+pub struct Arena(pub(crate) Rc<ArenaInner>);
 
 pub(crate) struct ArenaInner {
     base: NonNull<u8>,

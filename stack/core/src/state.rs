@@ -69,7 +69,6 @@ pub(crate) struct State {
     pub slices: SliceSlab,
     pub isn: IsnGenerator,
     pub hasher: FlowHasher,
-    pub arena: Arena,
     /// The link has few buffers left: what is kept is copied.
     pub rx_scarce: bool,
     /// Not even half of what makes them scarce is free.
@@ -134,6 +133,8 @@ pub(crate) struct State {
     /// ICMP messages that may still be sent in the current second.
     pub icmp_credit: u32,
     pub icmp_second: u64,
+    /// Last: what is dropped before it brings its buffers home.
+    pub arena: Arena,
 }
 
 /// TCP's view of the shard, borrowed field by field so that a connection can be borrowed beside it.

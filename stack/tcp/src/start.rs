@@ -154,8 +154,14 @@ impl Tcb {
 
     /// The last reduction had no cause: if it was that of a start, the claim stands again.
     pub(crate) fn advance_again(&mut self, env: &mut Env<'_>) {
+        let pipe = self.pipe();
         let Some(pacer) = self.pacer.as_deref_mut() else { return };
-        let Start::Failed { was: Some((bytes_per_s, from, bytes)) } = pacer.start else { return };
+        let Start::Failed { was } = pacer.start else { return };
+        let Some((bytes_per_s, from, bytes)) = was else {
+            // The window before the reduction may be less than what is out since the start.
+            self.window.cwnd = self.window.cwnd.max(pipe);
+            return;
+        };
         pacer.start = Start::At { bytes_per_s, from, bytes };
         self.window.cwnd = self.window.cwnd.max(bytes);
         self.congestion.set_rate(bytes_per_s);

@@ -286,10 +286,10 @@ fn a_remembered_rate_counts_half_and_only_on_the_same_path() {
 fn a_time_out_without_a_loss_leaves_the_start_as_it_was() {
     let config = config(Clocking::Rate, Algorithm::Cubic);
     let mut pair = pair(&config, 50_000, Some(6_250_000));
-    pair.faults.delay_us = 600_000;
+    pair.faults.delay_us = 900_000;
     let now = pair.now;
     pair.ends[S].send(now, &stream(300_000, 1));
-    pair.run_for(500_000);
+    pair.run_for(800_000);
     assert_eq!(pair.ends[S].stats.known_starts_failed, 1, "a time-out, as nothing came");
     pair.faults.delay_us = 50_000;
     pair.run_for(3_000_000);
