@@ -19,6 +19,7 @@ use sections::{
     DiskSection, DpdkSection, Driver, HttpSection, Ipv4Section, Ipv6Section, LimitsSection,
     LinkSection, MemorySection, Role, ShardSection, TcpSection,
 };
+pub use values::bit_rate;
 
 /// A whole profile. Everything has a default.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
@@ -252,6 +253,7 @@ impl Config {
         config.timers = self.shard.timers();
         config.trace_triggers = self.shard.trigger_histogram;
         config.disk_net = self.disk.net.into();
+        config.retention = self.disk.retention.into();
         config
     }
 }

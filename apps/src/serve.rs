@@ -35,6 +35,8 @@ pub fn run(args: &ServeArgs) -> Result<(), AppError> {
     let listener = stack.listen(address, config.http.backlog).map_err(AppError::usage)?;
     let fills = node.fill_queue()?;
     let server = node.unpinned(|| FileServer::new(&stack, source, fills, config.http.server()));
+    let (rate, client_rates) = config.http.pacing_rates();
+    listener.set_pacing_rates(rate, &client_rates);
     let urls = config.listens_on("http://", config.http.port);
     say(format_args!("serving {place} on {urls} | {}", node.facts()));
 
@@ -103,6 +105,7 @@ fn summary(server: &FileServer, stack: &Stack, link: &LinkStats) -> String {
         ("timeouts_send", http.timeouts_send),
         ("disk_errors", http.disk_errors),
         ("tcp_retransmits", stack.tcp_stats().retransmits),
+        ("tcp_known_starts_failed", stack.tcp_stats().known_starts_failed),
         ("cache_fills_failed", http.cache_fills_failed),
         ("rx_missed", link.rx_missed),
         ("rx_errors", link.rx_errors),

@@ -13,6 +13,7 @@ mod goodput;
 mod http;
 mod idle;
 mod memory;
+mod rbc;
 mod rest;
 mod scripts;
 mod segments;
@@ -180,6 +181,22 @@ const GROUPS: &[Group] = &[
         pinned: true,
         urgent: true,
     },
+    Group {
+        names: &[
+            "rbc.response.max_error_percent",
+            "rbc.response.100pkt.iw1.cut_percent",
+            "rbc.response.100pkt.iw10.cut_percent",
+        ],
+        measure: rbc::response,
+        pinned: false,
+        urgent: false,
+    },
+    Group {
+        names: &["pacing.error_us.p50", "pacing.error_us.p99"],
+        measure: rbc::accuracy,
+        pinned: true,
+        urgent: true,
+    },
     Group { names: &["sim.seeds_ok"], measure: sim::seeds, pinned: false, urgent: false },
     Group { names: &["tcp.fairness.jain"], measure: sim::fairness, pinned: false, urgent: false },
     Group {
@@ -196,6 +213,12 @@ const GROUPS: &[Group] = &[
         measure: splice::disk_to_wire,
         pinned: true,
         urgent: true,
+    },
+    Group {
+        names: splice::WORKING_SET,
+        measure: splice::working_set,
+        pinned: false,
+        urgent: false,
     },
     Group {
         names: splice::VERSUS_SENDFILE,

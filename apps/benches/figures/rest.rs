@@ -24,16 +24,16 @@ const REQUEST_SECONDS: &str = "5";
 /// `polling.quota.best_vs_wake`: Table 8 of the paper by this stack.
 pub fn quota() -> Result<Vec<Figure>> {
     let dir = Dir::new()?;
-    let json = dir.path().join("table8.json");
-    run(MILLSTREAM, &["bench", "paper", "--table", "8", "--json", &json.to_string_lossy()])?;
-    let table: Value = serde_json::from_str(&std::fs::read_to_string(&json)?)?;
-    // Columns: policy, requests a second, over wake, ...
-    let rows = table["rows"].as_array().ok_or("the table has no rows")?;
-    let ours = rows.iter().filter(|row| row["published"] == json!(false));
-    let cells: Vec<(String, f64, f64)> = ours
+    let json = dir.path().join("polling.json");
+    run(MILLSTREAM, &["bench", "polling", "--json", &json.to_string_lossy()])?;
+    let rows: Value = serde_json::from_str(&std::fs::read_to_string(&json)?)?;
+    let cells: Vec<(String, f64, f64)> = rows
+        .as_array()
+        .ok_or("the table has no rows")?
+        .iter()
         .filter_map(|row| {
-            let cell = |at: usize| &row["cells"][at];
-            Some((cell(0).as_str()?.to_owned(), cell(1).as_f64()?, cell(2).as_f64()?))
+            let policy = row["policy"].as_str()?.to_owned();
+            Some((policy, row["rate"].as_f64()?, row["over_wake"].as_f64()?))
         })
         .collect();
     let quotas = cells.iter().filter(|(policy, ..)| policy.starts_with("quota"));

@@ -1,9 +1,12 @@
-//! `millstream bench`: load generators.
+//! `millstream bench`: load generators, and tables of published papers.
 
 mod duo;
 mod kernel;
 mod load;
+mod pacing;
+mod paper;
 mod plot;
+mod polling;
 mod progress;
 mod report;
 mod response;
@@ -43,9 +46,17 @@ enum What {
     Http(HttpArgs),
     /// Measures how far apart the moments are at which soft timers may fire, under several loads.
     Triggers(triggers::TriggersArgs),
+    /// Compares a server that polls its network by a quota with one that is woken for each frame.
+    Polling(polling::TurnsArgs),
+    /// Compares what 20,000 to 100,000 events a second cost a server, by soft timers and by signals.
+    Events(polling::TurnsArgs),
     /// Sends a file through TCP into a card without a network, spliced and by the task's own reads,
     /// and by the kernel's sendfile, and compares what a CPU carries.
     Splice(splice::SpliceArgs),
+    /// Reproduces tables of the soft-timers paper with this stack, beside what was published.
+    Paper(paper::PaperArgs),
+    /// Measures how far from its moment each paced segment leaves, on a busy shard of this machine.
+    Pacing(pacing::PacingArgs),
 }
 
 /// Whose TCP carries the requests.
@@ -190,7 +201,11 @@ pub fn run(args: BenchArgs) -> Result<(), BenchError> {
     match args.what {
         What::Http(args) => http(&args),
         What::Triggers(args) => triggers::run(&args),
+        What::Polling(args) => polling::run_polling(&args),
+        What::Events(args) => polling::run_events(&args),
         What::Splice(args) => splice::run(&args).map_err(BenchError::Stack),
+        What::Paper(args) => paper::run(&args),
+        What::Pacing(args) => pacing::run(&args),
     }
 }
 
@@ -237,7 +252,8 @@ fn http(args: &HttpArgs) -> Result<(), BenchError> {
         let rate = grouped(report.requests_per_second as u64);
         let requests = grouped(report.requests);
         let subtitle = format!("{what}: {requests} requests, {rate} requests/s");
-        plot::draw(path, &title, &subtitle, &state.tally.latency).map_err(BenchError::Plot)?;
+        plot::draw(path, &title, &subtitle, "requests", &state.tally.latency)
+            .map_err(BenchError::Plot)?;
         say(format_args!("  plot          {}", path.display()));
     }
     match report.failed() {

@@ -158,11 +158,16 @@ pub fn measure(eal: &'static Eal, load: Load, span: Duration) -> Result<Measured
 pub fn run(args: &TriggersArgs) -> Result<(), BenchError> {
     let eal = duo::start()?;
     let chosen = args.load.map(Load::from);
+    let wanted = |load: &Load| chosen.is_none_or(|chosen| chosen == *load);
+    let loads: Vec<_> = Load::ALL.into_iter().filter(wanted).collect();
+    let bar = super::progress::steps(loads.len());
     let mut rows = Vec::new();
-    for load in Load::ALL.into_iter().filter(|load| chosen.is_none_or(|chosen| chosen == *load)) {
-        eprintln!("{:<10}{} s ...", load.name(), args.duration.as_secs_f64());
+    for load in loads {
+        bar.set_message(load.name());
         rows.push(measure(eal, load, args.duration)?);
+        bar.inc(1);
     }
+    bar.finish_and_clear();
     say(Tables(&rows));
     if let Some(path) = &args.json {
         let text = serde_json::to_string_pretty(&rows).unwrap_or_default() + "\n";

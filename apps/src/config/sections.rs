@@ -6,15 +6,16 @@ use std::time::Duration;
 
 use millstream::buf::{ArenaConfig, HugePages};
 use millstream::core::{
-    DiskNet, Idle, Ipv4Config, Ipv6Config, Limits, Polling, Quota, SynCookiePolicy, TimerSource,
+    ClientRate, DiskNet, Idle, Ipv4Config, Ipv6Config, Limits, Polling, Quota, Retention,
+    SynCookiePolicy, TimerSource,
 };
 use millstream::disk::QueueKind;
 use millstream::dpdk_port::{Device, EalConfig, PortConfig};
 use millstream::http::{CacheConfig, ServerConfig, Timeouts};
-use millstream::tcp::{Algorithm, Ecn, KeepAlive, Pacing};
+use millstream::tcp::{Algorithm, Ecn, KeepAlive, PacingRate};
 use serde::{Deserialize, Serialize};
 
-use super::values::{Cidr, CidrV6, Mac, PciAddress, Secret};
+use super::values::{BitRate, Cidr, CidrV6, Mac, NetworkRate, PciAddress, Secret};
 
 /// Kinds of links.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -332,25 +333,25 @@ impl From<EcnMode> for Ecn {
     }
 }
 
-/// When segments are clocked out at a rate.
+/// What clocks segments out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PacingMode {
-    /// For congestion controllers that need it.
+#[serde(rename_all = "lowercase")]
+pub enum Clocking {
+    /// A rate where the controller needs one or one is set.
     #[default]
     Auto,
-    /// Always.
-    On,
-    /// Never.
-    Off,
+    /// Always a rate.
+    Rate,
+    /// Acknowledgements.
+    Ack,
 }
 
-impl From<PacingMode> for Pacing {
-    fn from(mode: PacingMode) -> Self {
-        match mode {
-            PacingMode::Auto => Self::Auto,
-            PacingMode::On => Self::On,
-            PacingMode::Off => Self::Off,
+impl From<Clocking> for millstream::tcp::Clocking {
+    fn from(clocking: Clocking) -> Self {
+        match clocking {
+            Clocking::Auto => Self::Auto,
+            Clocking::Rate => Self::Rate,
+            Clocking::Ack => Self::Ack,
         }
     }
 }
@@ -380,8 +381,8 @@ pub struct TcpSection {
     pub initial_window_segments: u8,
     pub congestion: Congestion,
     pub ecn: EcnMode,
-    pub pacing: PacingMode,
     pub rack: bool,
+    pub clocking: Clocking,
     pub nagle: bool,
     pub timestamps: bool,
     pub sack: bool,
@@ -412,8 +413,8 @@ impl Default for TcpSection {
             initial_window_segments: tcp.initial_window_segments,
             congestion: tcp.congestion.into(),
             ecn: EcnMode::default(),
-            pacing: PacingMode::default(),
             rack: tcp.rack,
+            clocking: Clocking::default(),
             nagle: tcp.nagle,
             timestamps: tcp.timestamps,
             sack: tcp.sack,
@@ -445,8 +446,8 @@ impl TcpSection {
             initial_window_segments: self.initial_window_segments,
             congestion: self.congestion.into(),
             ecn: self.ecn.into(),
-            pacing: self.pacing.into(),
             rack: self.rack,
+            clocking: self.clocking.into(),
             nagle: self.nagle,
             timestamps: self.timestamps,
             sack: self.sack,
@@ -524,6 +525,26 @@ impl From<Net> for DiskNet {
     }
 }
 
+/// How long buffers of files are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Keep {
+    /// Until they are acknowledged.
+    #[default]
+    UntilAck,
+    /// Until they are sent, for files in images.
+    UntilTx,
+}
+
+impl From<Keep> for Retention {
+    fn from(keep: Keep) -> Self {
+        match keep {
+            Keep::UntilAck => Self::UntilAck,
+            Keep::UntilTx => Self::UntilTx,
+        }
+    }
+}
+
 /// `[disk]`
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
@@ -532,6 +553,7 @@ pub struct DiskSection {
     pub queue: DiskDriver,
     pub depth: usize,
     pub net: Net,
+    pub retention: Keep,
 }
 
 impl Default for DiskSection {
@@ -540,6 +562,7 @@ impl Default for DiskSection {
             queue: DiskDriver::default(),
             depth: Limits::default().disk_depth,
             net: Net::default(),
+            retention: Keep::default(),
         }
     }
 }
@@ -550,6 +573,8 @@ impl Default for DiskSection {
 #[allow(missing_docs)]
 pub struct HttpSection {
     pub port: u16,
+    pub rate: Option<BitRate>,
+    pub client_rates: Vec<NetworkRate>,
     pub backlog: usize,
     pub connections: usize,
     pub head_bytes_max: usize,
@@ -573,6 +598,8 @@ impl Default for HttpSection {
         let Timeouts { header, idle, send, send_bytes_min, linger } = server.timeouts;
         Self {
             port: 80,
+            rate: None,
+            client_rates: Vec::new(),
             backlog: 1024,
             connections: server.connections,
             head_bytes_max: server.head_bytes_max,
@@ -593,6 +620,12 @@ impl Default for HttpSection {
 }
 
 impl HttpSection {
+    /// Rates of its connections, for the listener.
+    pub fn pacing_rates(&self) -> (Option<PacingRate>, Vec<ClientRate>) {
+        let clients = self.client_rates.iter().map(|one| one.rate).collect();
+        (self.rate.as_ref().map(|rate| rate.rate), clients)
+    }
+
     /// As the server takes it.
     pub fn server(&self) -> ServerConfig {
         ServerConfig {

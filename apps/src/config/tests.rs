@@ -116,7 +116,8 @@ fn an_unknown_key_is_named_with_its_line_and_the_nearest() {
         "my.toml:2: unknown value `cubik`; did you mean `cubic`?"
     );
     let far = error("[disk]\nzzz = 1\n");
-    assert_eq!(far, "my.toml:2: unknown key `zzz` in [disk]; known are queue, depth");
+    let known = "my.toml:2: unknown key `zzz` in [disk]; known are queue, depth, ";
+    assert!(far.starts_with(known), "{far}");
 }
 
 #[test]
@@ -172,15 +173,15 @@ fn values_out_of_bounds_are_refused() {
 
 #[test]
 fn what_tcp_and_addresses_are_set_to_reaches_them() {
-    use millstream::tcp::{Ecn, Pacing};
-    let text = "[tcp]\necn = \"request\"\npacing = \"on\"\nrack = false\nrecv_buffer_max_bytes = 0\n\
+    use millstream::tcp::{Clocking, Ecn};
+    let text = "[tcp]\necn = \"request\"\nclocking = \"rate\"\nrack = false\nrecv_buffer_max_bytes = 0\n\
         send_buffer_max_bytes = 8192\n[ipv6]\nslaac = true\n\
         stable_secret = \"000102030405060708090a0b0c0d0e0F\"\n";
     let config = check::parse(text, "p").unwrap().validated(Path::new("p")).unwrap();
     let shard = config.shard_config();
     assert_eq!(
-        (shard.tcp.ecn, shard.tcp.pacing, shard.tcp.rack),
-        (Ecn::Request, Pacing::On, false)
+        (shard.tcp.ecn, shard.tcp.clocking, shard.tcp.rack),
+        (Ecn::Request, Clocking::Rate, false)
     );
     assert_eq!((shard.tcp.recv_buffer_max_bytes, shard.tcp.send_buffer_max_bytes), (0, 8192));
     let secret = std::array::from_fn(|at| at as u8);

@@ -222,12 +222,15 @@ impl Executor {
             self.take_remote();
         }
         let count = self.ready.len_local();
-        for left in (0..count).rev() {
+        let mut left = count;
+        while left > 0 {
             let number = self.ready.pop_local();
             self.poll(number);
-            if left > 0 {
-                between();
+            left -= 1;
+            if left == 0 {
+                break;
             }
+            between();
         }
         count as usize
     }

@@ -14,6 +14,7 @@
 
 mod autoconf;
 mod channel;
+mod client_rate;
 mod config;
 mod conn;
 mod control;
@@ -33,6 +34,7 @@ mod output;
 mod output6;
 mod pairs;
 mod path;
+mod path_rates;
 mod pmtu;
 mod poll;
 mod proxy;
@@ -50,9 +52,10 @@ mod time_wait;
 mod udp;
 mod waiting;
 
+pub use client_rate::{ClientRate, PrefixError};
 pub use config::{
-    DiskNet, Ipv4Config, Ipv6Config, Limits, Polling, Quota, ShardConfig, SynCookiePolicy,
-    TimerSource, random_secret,
+    DiskNet, Ipv4Config, Ipv6Config, Limits, Polling, Quota, Retention, ShardConfig,
+    SynCookiePolicy, TimerSource, random_secret,
 };
 pub use control::SendFlags;
 pub use executor::{JoinHandle, TooManyTasks};

@@ -27,6 +27,9 @@ pub(crate) const RAW_MAX: usize = 512;
 /// Segments that one connection sends before others get a turn.
 const SEGMENTS_A_TURN: u64 = 64;
 
+/// Smallest segments that are left to a NIC to cut: some refuse smaller ones (i40e: below 256 bytes).
+const TSO_MSS_MIN: u16 = 512;
+
 /// Hops that a packet may make (RFC 1700's default).
 const TTL: u8 = 64;
 
@@ -78,16 +81,24 @@ impl State {
         'connections: for _ in 0..self.output.len() {
             let Some(number) = self.output.pop_front() else { break };
             let share = self.metrics.tcp_segments_out + SEGMENTS_A_TURN;
-            while self.metrics.tcp_segments_out < share {
+            for _ in 0..SEGMENTS_A_TURN {
+                if self.metrics.tcp_segments_out >= share {
+                    break;
+                }
                 match self.transmit_segments(link, number) {
                     Next::More => {}
-                    Next::Done => continue 'connections,
+                    Next::Done => {
+                        self.splice_sent(number);
+                        continue 'connections;
+                    }
                     Next::LinkFull => {
+                        self.splice_sent(number);
                         self.wait_for_link(number);
                         break 'connections;
                     }
                 }
             }
+            self.splice_sent(number);
             self.output.push_back(number);
         }
         (self.metrics.tcp_segments_out + self.metrics.other_packets_out - before) as usize
@@ -130,10 +141,9 @@ impl State {
                 return Next::LinkFull;
             }
         }
-        self.segment.segments_max = match self.tso_segments_max {
-            0 => room.min(SEGMENTS_A_TURN as usize) as u16,
-            cut_by_nic => cut_by_nic,
-        };
+        let nic_cuts = self.tso_segments_max != 0 && conn.tcb.mss() >= TSO_MSS_MIN;
+        let in_software = room.min(SEGMENTS_A_TURN as usize) as u16;
+        self.segment.segments_max = if nic_cuts { self.tso_segments_max } else { in_software };
         let mut more = conn.tcb.transmit(&mut env!(self), &mut self.segment);
         if more {
             let path = || TxPath {
@@ -145,7 +155,7 @@ impl State {
             };
             let sent = if self.segment.gso_bytes == 0 {
                 u64::from(path().send(link, &self.segment))
-            } else if self.tso_segments_max != 0 {
+            } else if nic_cuts {
                 path().send_whole(link, &self.segment)
             } else {
                 path().send_cut(link, &mut self.segment)

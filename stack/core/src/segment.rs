@@ -226,6 +226,7 @@ impl State {
         let (usual, _) = self.isn_for(&key);
         let isn = self.conns.get(number).map(|conn| conn.tcb.isn_beyond(usual));
         self.retain_key(&key);
+        self.wake_both(number);
         self.conn_closed(number);
         let listener = self.listener_ports[usize::from(key.local_port())];
         match listener.checked_sub(1) {

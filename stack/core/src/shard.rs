@@ -16,7 +16,7 @@ use crate::executor::Executor;
 use crate::idle::Rest;
 use crate::poll::Poller;
 use crate::stack::{Inner, Stack};
-use crate::state::{State, TIMERS_A_TURN};
+use crate::state::State;
 
 /// What the loop does when it finds nothing to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -180,7 +180,7 @@ impl<L: Link, C: Clock> Shard<L, C> {
             if state.wheel.next_deadline() <= state.now
                 && !(special && self.alarm.as_deref_mut().is_some_and(Alarm::is_silent))
             {
-                work += state.fire_timers(TIMERS_A_TURN);
+                work += state.fire_timers();
             }
             if state.splices.in_disk > 0 {
                 state.disk.poll(&mut self.completions);
@@ -197,11 +197,9 @@ impl<L: Link, C: Clock> Shard<L, C> {
             }
         }
         if inner.executor.has_ready() {
-            let (clock, soft) = (&self.clock, !special || self.alarm.is_none());
-            let mut timers_left = TIMERS_A_TURN.saturating_sub(work - frames);
-            work += inner.executor.run(|| between_tasks(inner, clock, soft, &mut timers_left));
+            work += inner.executor.run(|| self.between_tasks());
             if special {
-                pass(&mut inner.state.borrow_mut(), clock, TriggerSource::Task, true);
+                pass(&mut inner.state.borrow_mut(), &self.clock, TriggerSource::Task, true);
             }
         }
         let mut guard = inner.state.borrow_mut();
@@ -245,6 +243,20 @@ impl<L: Link, C: Clock> Shard<L, C> {
         }
         self.asked = self.poller.as_ref().is_none_or(|poller| poller.is_due(self.clock.now()));
         self.asked
+    }
+
+    /// The trigger point between two tasks of the application, which may run for long.
+    #[cold]
+    fn between_tasks(&self) {
+        let inner = &*self.stack.0;
+        let mut state = inner.state.borrow_mut();
+        if inner.backup.get().is_some_and(Backup::take) {
+            state.now = self.clock.now();
+        }
+        pass(&mut state, &self.clock, TriggerSource::Task, true);
+        if state.wheel.next_deadline() <= state.now && self.alarm.is_none() {
+            state.fire_timers();
+        }
     }
 
     /// Notes what the link had.
@@ -345,19 +357,6 @@ fn look(state: &mut State, clock: &impl Clock, source: TriggerSource, done: bool
     state.now = clock.now();
     if let Some(stats) = state.triggers.as_mut().filter(|_| done) {
         stats.pass(source, state.now);
-    }
-}
-
-/// The trigger point between two tasks of the application, which may run for long.
-#[inline(never)]
-fn between_tasks(inner: &Inner, clock: &impl Clock, soft: bool, timers_left: &mut usize) {
-    let mut state = inner.state.borrow_mut();
-    if inner.backup.get().is_some_and(Backup::take) {
-        state.now = clock.now();
-    }
-    pass(&mut state, clock, TriggerSource::Task, true);
-    if state.wheel.next_deadline() <= state.now && soft {
-        *timers_left -= state.fire_timers(*timers_left);
     }
 }
 

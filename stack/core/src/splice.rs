@@ -24,6 +24,7 @@ use millstream_disk::{Completion, DiskError, File, Read};
 use millstream_tcp::SendError;
 use millstream_timer::Instant;
 
+use crate::config::Retention;
 use crate::conn::{ConnId, Facts, NONE};
 use crate::read::{TASK_READ, TaskReads};
 use crate::readahead::DiskPace;
@@ -34,6 +35,13 @@ const PACE_EVERY: u32 = 4;
 
 /// Of how many blocks one is preceded by a look at whether the file is still the same.
 const CHECK_EVERY: u32 = 64;
+
+/// What may wait to be sent before no more is read: it waits for the link or for its rate then, not for
+/// the disk.
+const READY_BYTES_MAX: usize = 4 * BLOCK_BYTES;
+
+/// In the token of a read of what was let go of; the rest is the transfer's number.
+const REREAD: u64 = 1 << 62;
 
 /// How long errors of the disk are gathered before they are told again.
 const TELL_EVERY_NANOS: u64 = 1_000_000_000;
@@ -76,6 +84,16 @@ enum Block {
     Failed(DiskError),
 }
 
+/// Bytes that were let go of and are to be sent again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reread {
+    None,
+    /// Those from here in the stream on are wanted.
+    Wanted(u64),
+    /// They are in the disk queue.
+    Reading(u64),
+}
+
 /// A transfer in progress.
 pub(crate) struct Splice {
     conn: ConnId,
@@ -99,6 +117,12 @@ pub(crate) struct Splice {
     turn_reads: usize,
     /// On the list of those that go on in the next turn.
     again: bool,
+    /// Buffers are let go of when they are sent.
+    until_tx: bool,
+    /// `queued_total` of the connection before the first byte, which is at `start` in the file.
+    base_total: u64,
+    start: u64,
+    reread: Reread,
     /// Where and why it will end before its end.
     failed: Option<(u64, DiskError)>,
     /// `queued_total` of the connection when the last byte was appended.
@@ -117,13 +141,16 @@ pub(crate) struct Splices {
     free: Vec<u32>,
     /// Reads in the disk queue.
     pub in_disk: usize,
+    /// Reads that ever began.
+    begun: u64,
     pub depth: usize,
     /// Connections whose transfer waits for a free buffer or a place in the disk queue.
     pub parked: VecDeque<ConnId>,
     /// Connections whose write waits for a free buffer.
     pub writers: VecDeque<ConnId>,
-    /// Connections that have begun as many reads as they may in one turn.
+    /// Connections that have begun as many reads as they may in one turn, or have enough to send.
     again: VecDeque<ConnId>,
+    retention: Retention,
     pace: DiskPace,
     /// Reads that failed and were not told yet, and when the last ones were.
     untold_errors: u64,
@@ -132,15 +159,17 @@ pub(crate) struct Splices {
 }
 
 impl Splices {
-    pub fn new(depth: usize) -> Self {
+    pub fn new(depth: usize, retention: Retention) -> Self {
         Self {
             slots: Vec::new(),
             free: Vec::new(),
             in_disk: 0,
+            begun: 0,
             depth,
             parked: VecDeque::new(),
             writers: VecDeque::new(),
             again: VecDeque::new(),
+            retention,
             pace: DiskPace::default(),
             untold_errors: 0,
             told_at: None,
@@ -174,6 +203,8 @@ impl State {
         if conn.facts.contains(Facts::CLOSED) || !conn.tcb.state().accepts_data() {
             return Err(SendFileError::Connection(std::io::ErrorKind::BrokenPipe.into()));
         }
+        let base_total = conn.tcb.queued_total();
+        let until_tx = self.splices.retention == Retention::UntilTx && file.is_immutable();
         let number = self.splices.free.pop().unwrap_or_else(|| {
             self.splices.slots.push(None);
             self.splices.slots.len() as u32 - 1
@@ -192,6 +223,10 @@ impl State {
             turn: 0,
             turn_reads: 0,
             again: false,
+            until_tx,
+            base_total,
+            start: range.start,
+            reread: Reread::None,
             failed: None,
             finish_at: None,
             outcome: None,
@@ -271,6 +306,7 @@ impl State {
         if conn.tcb.wants_transmit() {
             conn.schedule_output(&mut self.output, number);
         }
+        self.splice_reread(number);
         self.splice_read(number, splice_number);
         self.rearm(number);
     }
@@ -288,10 +324,11 @@ impl State {
             }
             // What is read or queued but not sent may exceed what the window takes by the read-ahead,
             // no matter how long a peer keeps its window closed.
-            let held = splice.blocks.len() + conn.tcb.unacked_bytes().div_ceil(BLOCK_BYTES);
             let unsent = conn.tcb.unsent_bytes();
+            let kept = if splice.until_tx { unsent } else { conn.tcb.unacked_bytes() };
+            let held = splice.blocks.len() + kept.div_ceil(BLOCK_BYTES);
             let queued = splice.blocks.len() * BLOCK_BYTES + unsent;
-            let taken = match conn.tcb.window_room() {
+            let taken = match conn.tcb.window_room().min(conn.tcb.send_room(&self.tcp_config)) {
                 0 => 0,
                 room => room + unsent,
             };
@@ -305,7 +342,7 @@ impl State {
             if splice.turn != turn {
                 (splice.turn, splice.turn_reads) = (turn, 0);
             }
-            if splice.turn_reads >= self.limits.splice_turn_reads {
+            if splice.turn_reads >= self.limits.splice_turn_reads || unsent >= READY_BYTES_MAX {
                 let id = splice.conn;
                 if !std::mem::replace(&mut splice.again, true) {
                     self.splices.again.push_back(id);
@@ -340,13 +377,109 @@ impl State {
             splice.in_disk += 1;
             splice.turn_reads += 1;
             self.splices.in_disk += 1;
+            self.splices.begun += 1;
         }
     }
 
-    /// Moves on what has had its share of the last turn. Returns how many connections that were.
+    /// A connection has sent what it may. Its file's buffers are let go of if that is wanted, and what
+    /// is missing for sending it again is asked for.
+    #[inline]
+    pub fn splice_sent(&mut self, number: u32) {
+        if self.splices.retention == Retention::UntilTx {
+            self.let_go_of_sent(number);
+        }
+    }
+
+    fn let_go_of_sent(&mut self, number: u32) {
+        let Some(conn) = self.conns.get_mut(number) else { return };
+        let Some(splice) = self.splices.get_mut(conn.splice).filter(|splice| splice.until_tx)
+        else {
+            return;
+        };
+        let wanted = conn.tcb.let_go_of_sent(&mut self.slices, splice.base_total);
+        if let (Some(total), Reread::None) = (wanted, splice.reread) {
+            splice.reread = Reread::Wanted(total);
+            self.splice_reread(number);
+        }
+    }
+
+    /// Asks the disk again for what is to be sent again.
+    fn splice_reread(&mut self, number: u32) {
+        let Some(conn) = self.conns.get_mut(number) else { return };
+        let splice_number = conn.splice;
+        let Some(splice) = self.splices.get_mut(splice_number) else { return };
+        let Reread::Wanted(total) = splice.reread else { return };
+        let offset = splice.start + (total - splice.base_total);
+        let align = splice.file.align_bytes() as u64;
+        let start = offset / align * align;
+        let len = (splice.next_append - start).next_multiple_of(align).min(BLOCK_BYTES as u64);
+        let (file, token) = (splice.file.clone(), REREAD | u64::from(splice_number));
+        let buf = if self.splices.in_disk < self.splices.depth {
+            self.arena.alloc(SizeClass::Block)
+        } else {
+            None
+        };
+        let submitted = buf.is_some_and(|buf| {
+            let read = Read { file, offset: start, len: len as usize, buf, token };
+            self.disk.submit(read).is_ok()
+        });
+        if !submitted {
+            self.metrics.splice_parked += 1;
+            return conn.park(&mut self.splices.parked, number);
+        }
+        self.splices.in_disk += 1;
+        if let Some(splice) = self.splices.get_mut(splice_number) {
+            splice.reread = Reread::Reading(total);
+            splice.in_disk += 1;
+        }
+    }
+
+    /// What was let go of is there again.
+    fn reread_completed(&mut self, completion: Completion) {
+        let number = completion.token as u32;
+        let Some(splice) = self.splices.slots.get_mut(number as usize).and_then(Option::as_mut)
+        else {
+            return;
+        };
+        splice.in_disk -= 1;
+        let Reread::Reading(total) = splice.reread else { return };
+        splice.reread = Reread::None;
+        if splice.outcome.is_some() {
+            return self.splice_free_if_over(number);
+        }
+        let (id, unchanged) = (splice.conn, splice.file.check_unchanged());
+        let offset = splice.start + (total - splice.base_total);
+        let skip = (offset % splice.file.align_bytes() as u64) as usize;
+        let end = (splice.next_append - (offset - skip as u64)).min(BLOCK_BYTES as u64) as usize;
+        let result = match completion.result {
+            Ok(len) if len < end => Err(DiskError::Truncated),
+            other => unchanged.and(other),
+        };
+        let Some(conn) = self.conns.named_mut(id) else { return };
+        match result {
+            Ok(_) => {
+                let buf = completion.buf.freeze(skip..end);
+                if conn.tcb.refill(&mut self.slices, total, &buf) {
+                    self.metrics.reread_bytes += buf.len() as u64;
+                    conn.schedule_output(&mut self.output, id.number);
+                } else {
+                    splice.reread = Reread::Wanted(total);
+                    conn.park(&mut self.splices.parked, id.number);
+                }
+            }
+            Err(source) => {
+                conn.tcb.abort(&mut env!(self));
+                self.note_disk_error(offset, source);
+                self.splice_end(number, Err(SendFileError::Disk { offset, source }));
+                self.settle(id.number);
+            }
+        }
+    }
+
+    /// Moves on what has had its share of the last turn. Returns how many reads began.
     pub fn splices_again(&mut self) -> usize {
-        let count = self.splices.again.len();
-        for _ in 0..count {
+        let before = self.splices.begun;
+        for _ in 0..self.splices.again.len() {
             let Some(id) = self.splices.again.pop_front() else { break };
             let Some(conn) = self.conns.named(id) else { continue };
             if let Some(splice) = self.splices.get_mut(conn.splice) {
@@ -354,7 +487,7 @@ impl State {
             }
             self.splice_progress(id.number);
         }
-        count
+        (self.splices.begun - before) as usize
     }
 
     /// A read has ended.
@@ -362,6 +495,9 @@ impl State {
         self.splices.in_disk = self.splices.in_disk.saturating_sub(1);
         if completion.token & TASK_READ != 0 {
             return self.task_read_completed(completion);
+        }
+        if completion.token & REREAD != 0 {
+            return self.reread_completed(completion);
         }
         let Completion { token, buf, result } = completion;
         let (number, block) = ((token >> 32) as u32, token as u32);

@@ -21,6 +21,7 @@ use crate::metrics::{RxMetrics, ShardMetrics};
 use crate::neighbor::Neighbors;
 use crate::output::{Checksums, RawFrame};
 use crate::pairs::Pairs;
+use crate::path_rates::PathRates;
 use crate::pmtu::PathMtus;
 use crate::reassembly::Reassembly;
 use crate::splice::Splices;
@@ -36,7 +37,7 @@ pub(crate) const TOKEN_LINK: u32 = 2 << 30;
 pub(crate) const TOKEN_TIME_WAIT: u32 = 3 << 30;
 
 /// Timers fired in one turn at most, so that packets still flow when many fall due at once.
-pub(crate) const TIMERS_A_TURN: usize = 256;
+const TIMERS_A_TURN: usize = 256;
 
 /// Who is served from a channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,12 +109,15 @@ pub(crate) struct State {
     pub waiting: Waiting,
 
     pub wheel: TimerWheel,
+    /// The turn that fired timers last, and how many.
+    pub fired: (u64, usize),
     /// What trigger points see, if that is recorded.
     pub triggers: Option<Box<TriggerStats>>,
     pub sleepers: Vec<Option<Sleeper>>,
     pub free_sleepers: Vec<u32>,
     pub neighbors: Neighbors,
     pub path_mtus: PathMtus,
+    pub path_rates: PathRates,
     pub reassembly: Reassembly,
     /// For neighbours, addresses and fragments.
     pub link_timer: Option<TimerId>,
@@ -152,7 +156,7 @@ impl State {
     ) -> Self {
         let ShardConfig { ipv4, ipv6, vlan, limits, tcp, secret, syn_cookies, disk_net, .. } =
             config;
-        let skip_checksums = config.skip_checksums;
+        let (retention, skip_checksums) = (config.retention, config.skip_checksums);
         let word = |i: usize| {
             let mut bytes = [0; 8];
             bytes.copy_from_slice(&secret[i * 8..i * 8 + 8]);
@@ -217,15 +221,17 @@ impl State {
             raw: VecDeque::with_capacity(crate::output::RAW_MAX),
             waiting: Waiting::new(),
             wheel: TimerWheel::with_capacity(timers, now),
+            fired: (0, 0),
             triggers: config.trace_triggers.then(Box::default),
             sleepers: Vec::new(),
             free_sleepers: Vec::new(),
             neighbors: Neighbors::default(),
             path_mtus: PathMtus::default(),
+            path_rates: PathRates::new(isn_key),
             reassembly: Reassembly::new(),
             link_timer: None,
             link_timer_at: Instant::FAR_FUTURE,
-            splices: Splices::new(limits.disk_depth),
+            splices: Splices::new(limits.disk_depth, retention),
             disk_net,
             segment: Segment::default(),
             rx: RxMetrics::default(),
@@ -376,9 +382,19 @@ impl State {
 
     // ---- Time ------------------------------------------------------------------------------
 
-    /// Fires what is due, at most so many. Returns how many timers that were.
+    /// Fires what is due, within the bound of a turn. Returns how many timers that were.
     #[inline(never)]
-    pub fn fire_timers(&mut self, most: usize) -> usize {
+    pub fn fire_timers(&mut self) -> usize {
+        if self.fired.0 != self.metrics.turns {
+            self.fired = (self.metrics.turns, 0);
+        }
+        let most = TIMERS_A_TURN - self.fired.1;
+        let count = self.fire(most);
+        self.fired.1 += count;
+        count
+    }
+
+    fn fire(&mut self, most: usize) -> usize {
         for count in 0..most {
             let Some(token) = self.wheel.pop_expired(self.now) else { return count };
             self.metrics.timers_fired += 1;
@@ -479,6 +495,7 @@ impl State {
             } else {
                 self.offer_to_listener(id);
             }
+            self.start_at_remembered_rate(id);
             self.wake_both(number);
         }
         if events.contains(Events::TIME_WAIT) && self.compact_time_wait(number) {
@@ -531,6 +548,7 @@ impl State {
     pub fn remove_conn(&mut self, number: u32) {
         self.splice_abandon(number);
         let Some(mut conn) = self.conns.remove(number) else { return };
+        self.remember_rate(&conn);
         self.release_key(&conn.key);
         if !conn.facts.contains(Facts::CLOSED) {
             self.flows.remove(&conn.key, number);

@@ -1,4 +1,5 @@
-//! Data in flight: a record for each segment, and for each connection that has any a [`Flight`].
+//! Data in flight: a record for each segment, or run of segments that were sent at once, and for each
+//! connection that has any a [`Flight`].
 //!
 //! Both come from arrays that the connections of a shard share, inside of their
 //! [`SliceSlab`](crate::SliceSlab), so that an idle connection owns none. A connection whose flight
@@ -432,15 +433,11 @@ impl Flight {
             return false;
         }
         // Segments of a record are of like size, but for the last.
-        let share = u64::from(at.bytes_since(record.start)) * u64::from(record.segments);
-        let below = share.div_ceil(u64::from(record.len())).max(1) as u16;
-        let upper = Record {
-            start: at,
-            prev: index,
-            earlier: index,
-            segments: record.segments.saturating_sub(below).max(1),
-            ..record
-        };
+        let share = u64::from(record.end.bytes_since(at)) * u64::from(record.segments);
+        let above = share.div_ceil(u64::from(record.len())) as u16;
+        let below = record.segments.saturating_sub(above).max(1);
+        let upper =
+            Record { start: at, prev: index, earlier: index, segments: above.max(1), ..record };
         let Some(new) = records.insert(upper) else { return false };
         self.count += 1;
         if record.is(Fate::SACKED) {

@@ -118,14 +118,15 @@ impl Tcb {
         env.stats.fast_path += 1;
         env.stats.bytes_in += u64::from(len);
         self.receive_queue.push(env.slices, payload, self.rcv_nxt);
+        // RFC 9293 section 3.10.7.4, fifth check: of the window, this is the latest word.
+        self.snd_wl1 = self.rcv_nxt;
         self.rcv_nxt += len;
         self.schedule_ack(env, len);
     }
 
     #[inline]
     fn has_slice_left(&self, env: &Env<'_>) -> bool {
-        let held = self.receive_queue.slices;
-        held < u32::from(env.config.recv_slices_max) || held < self.recv_slices_max(env.config)
+        self.receive_queue.slices < self.recv_slices_max(env.config)
     }
 
     /// RFC 9293 section 3.10.7.4, fifth check: the window of a segment that is the latest so far.

@@ -103,12 +103,7 @@ impl Tcb {
 
     /// Takes what has arrived in order without a copy, `most` slices of it; returns the number of
     /// bytes.
-    pub fn recv_all(
-        &mut self,
-        env: &mut Env<'_>,
-        out: &mut impl Extend<IoBuf>,
-        most: usize,
-    ) -> usize {
+    pub fn recv_all(&mut self, env: &mut Env<'_>, out: &mut Vec<IoBuf>, most: usize) -> usize {
         let before = self.receive_queue.bytes;
         let queue = &mut self.receive_queue;
         out.extend(std::iter::from_fn(|| queue.pop(env.slices)).take(most));

@@ -77,7 +77,8 @@ impl Tcb {
         if out.segments_max > 1 && count == mss && usable >= 2 * mss {
             (count, usable) = self.run_bytes(env.config, u32::from(out.segments_max));
         }
-        let sent = self.send_queue.gather_next(env.slices, seq, count, &mut out.payload);
+        let payload = &mut out.payload;
+        let (sent, count) = self.send_queue.gather_run(env.slices, seq, count, mss, payload);
         let end = seq + sent;
         // Fewer than there are: a record ends.
         if sent < count || self.push_due(env.config, end, sent, usable.saturating_sub(sent)) {
@@ -126,7 +127,8 @@ impl Tcb {
         }
         if self.snd_nxt != self.snd_limit() {
             let count = self.sendable();
-            if count != 0 {
+            let resent = self.snd_nxt.lt(self.snd_max);
+            if count != 0 && !(resent && self.lacks(env, self.snd_nxt)) {
                 self.transmit_data(env, out, count);
                 return true;
             }
@@ -284,7 +286,7 @@ impl Tcb {
 
     /// RFC 5681 section 4.1: after a time-out's worth of silence the old window proves nothing.
     #[inline]
-    fn restart_after_idle(&mut self, env: &Env<'_>) {
+    fn restart_after_idle(&mut self, env: &mut Env<'_>) {
         let idle_ticks = env.now_ticks().wrapping_sub(self.last_send_ticks);
         if idle_ticks > self.rtt.rto_us >> 10 {
             self.shrink_to_restart_window(env, idle_ticks);
@@ -292,13 +294,14 @@ impl Tcb {
     }
 
     #[cold]
-    fn shrink_to_restart_window(&mut self, env: &Env<'_>, idle_ticks: u32) {
+    fn shrink_to_restart_window(&mut self, env: &mut Env<'_>, idle_ticks: u32) {
         if !env.config.slow_start_after_idle {
             return;
         }
         let initial = initial_window(env.config.initial_window_segments, u32::from(self.mss));
         let idle_us = u64::from(idle_ticks) * TICK_NANOS / 1000;
         self.congestion.on_idle(&mut self.window, initial, idle_us, env.now.as_micros());
+        self.restart_at_fixed_rate(env);
     }
 
     /// The number of a segment without data: the next one, or, while data is being sent again, the
@@ -450,6 +453,9 @@ impl Tcb {
             if self.transmit_again(env, out) {
                 return true;
             }
+            if self.lacks_any(env) {
+                self.facts.insert(Facts::TX_AGAIN);
+            }
         }
         if self.facts.contains(Facts::TX_PROBE) {
             self.facts.remove(Facts::TX_PROBE);
@@ -502,7 +508,7 @@ impl Tcb {
     /// Sends the oldest segment again.
     pub(crate) fn transmit_first(&mut self, env: &mut Env<'_>, out: &mut Segment) -> bool {
         let rest = self.snd_max.bytes_since(self.snd_una);
-        if rest == 0 || !self.state.transmits() {
+        if rest == 0 || !self.state.transmits() || self.lacks(env, self.snd_una) {
             return false;
         }
         self.fill(env, out, self.snd_una, Flags::ACK);
@@ -542,6 +548,9 @@ impl Tcb {
             self.facts.remove(Facts::TIMING);
             self.fill(env, out, seq - 1, Flags::ACK);
             return true;
+        }
+        if self.lacks(env, seq) {
+            return false;
         }
         self.fill(env, out, seq, Flags::ACK);
         let mss = self.less_options(out, u32::from(self.mss));

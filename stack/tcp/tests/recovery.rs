@@ -428,6 +428,7 @@ fn what_has_no_record_is_sent_before_what_has_one() {
         use_up_records(&mut hog, 10);
         hog.connect();
         hog.filter = Some(Box::new(|_, _| false));
+        hog.ends[0].segments_max = 1;
         let now = hog.now;
         hog.ends[0].send(now, &stream(1_000, 1));
         hog.pump();

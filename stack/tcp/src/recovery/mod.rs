@@ -321,9 +321,12 @@ impl Tcb {
 
     /// Begins an episode of window reduction (RFC 9937 section 6.1).
     pub(crate) fn begin_reduction(&mut self, env: &mut Env<'_>, why: Signal) {
-        let (mss, flight_bytes) = (u32::from(self.mss), self.flight());
+        let (mss, mut flight_bytes) = (u32::from(self.mss), self.flight());
         let now_us = env.now.as_micros();
         let cwnd = self.window.cwnd;
+        if let Some(window) = self.retreat(env) {
+            flight_bytes = flight_bytes.min(window);
+        }
         self.window.ssthresh =
             self.congestion.on_congestion(&self.window, why, flight_bytes, mss, now_us);
         if let Some((flight, _)) = env.slices.flights.get_mut(self.flight) {
@@ -381,6 +384,7 @@ impl Tcb {
         self.left_out = flight.left_out();
         if reduced {
             self.congestion.on_undo(&mut self.window);
+            self.advance_again(env);
             self.facts.remove(Facts::CWR_DUE);
         }
         if reducing == CongestionState::Recovery {
@@ -398,7 +402,8 @@ impl Tcb {
             self.stalled_ticks = env.now_ticks();
         }
         let (mss, now_us) = (u32::from(self.mss), env.now_us());
-        let flight_bytes = self.flight();
+        let most = if repeated { None } else { self.retreat(env) }.unwrap_or(u32::MAX);
+        let flight_bytes = self.flight().min(most);
         self.facts.remove(Facts::TIMING);
         self.marks.remove(Marks::NEW_FIRST);
         self.reo_persist = self.reo_persist.saturating_sub(u8::from(!repeated));
@@ -489,6 +494,10 @@ impl Tcb {
         let (mss, max) = (u32::from(self.mss), self.snd_max);
         let mut progress = Progress::default();
         let Some((flight, records)) = env.slices.flights.get_mut(self.flight) else { return };
+        if !self.facts.contains(Facts::SACK) {
+            flight.sacked_bytes = 0;
+            flight.sacked_segments = 0;
+        }
         let mut index = flight.head;
         while let Some(&record) = records.get(index) {
             if record.len() > mss {
@@ -522,6 +531,9 @@ impl Tcb {
     pub(crate) fn resend(&mut self, env: &mut Env<'_>, out: &mut Segment, index: u32) -> bool {
         let Some(record) = env.slices.flights.records.get(index).copied() else { return false };
         let seq = record.start;
+        if self.lacks(env, seq) {
+            return false;
+        }
         self.fill(env, out, seq, Flags::ACK);
         let room = self.less_options(out, u32::from(self.mss));
         let data = record.end.min(self.snd_end).distance(seq).max(0) as u32;

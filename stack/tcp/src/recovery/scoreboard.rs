@@ -161,6 +161,10 @@ impl Flight {
         record.start = ack;
         // Those that are left, the one that was cut among them.
         record.segments = (segments * u64::from(record.len())).div_ceil(whole.max(1)) as u16;
+        if record.is(Fate::SACKED) {
+            let gone = segments as u32 - u32::from(record.segments);
+            self.sacked_segments -= gone.min(self.sacked_segments);
+        }
         if record.is(Fate::COARSE) {
             // What was sent again has arrived; the rest was not sent again yet.
             let len = record.len();

@@ -44,6 +44,36 @@ fn check(flights: &Flights, index: u32) {
     assert_eq!(count, flights.records_used());
 }
 
+/// Cumulative ACKs that end within what was selectively acknowledged.
+#[test]
+fn what_is_sacked_is_counted_by_segments_whatever_is_trimmed() {
+    let mut flights = Flights::with_capacity(1, 64);
+    let index = flight(&mut flights, 10, MSS);
+    take(&mut flights, index, &[(0, 8_000)]);
+    let (flight, records) = flights.get_mut(index).unwrap();
+    assert_eq!(flight.sacked_segments, 8);
+    let mut progress = Progress::default();
+    for ack in 1..=8 {
+        flight.advance(records, UNA + ack * MSS, UNA, 1, 1, &mut progress);
+        assert_eq!(flight.sacked_segments, 8 - ack);
+    }
+    assert_eq!(flight.sacked_bytes, 0);
+    flight.mark_lost_by_count(records, MSS, 3, &mut progress);
+    assert_eq!(progress.lost, 0);
+}
+
+#[test]
+fn a_run_with_a_short_tail_is_cut_between_its_segments() {
+    let mut flights = Flights::with_capacity(1, 64);
+    let index = flights.open(UNA);
+    let (flight, records) = flights.get_mut(index).unwrap();
+    flight.push(records, (UNA, UNA + 3_100), 4, 0, 3_100);
+    assert_eq!(take(&mut flights, index, &[(1_000, 2_000)]).delivered, 1_000);
+    let delivered = take(&mut flights, index, &[(1_000, 2_000), (3_000, 3_100)]).delivered;
+    assert_eq!(delivered, 100);
+    assert_eq!(flights.get(index).unwrap().0.sacked_segments, 2);
+}
+
 #[test]
 fn a_part_of_a_segment_is_none() {
     let mut flights = Flights::with_capacity(1, 64);
