@@ -259,6 +259,7 @@ impl Config {
         config.timers = self.shard.timers();
         config.trace_triggers = self.shard.trigger_histogram;
         config.disk_net = self.disk.net.into();
+        config.retention = self.disk.retention.into();
         config
     }
 }

@@ -85,6 +85,7 @@ pub const TABLE: &[Entry] = &[
     entry("splice.vs_sendfile", "times the kernel's sendfile", Target::Report),
     entry("disk_to_wire.null.gbps", "Gbit/s", Target::AtLeast(100.0)),
     entry("disk_to_wire.copied_bytes", "bytes", Target::AtMost(0.0)),
+    entry("until_tx.working_set_ratio", "of rate x latency", Target::AtMost(2.0)),
     entry("control.pingpong.mem.allocations", "allocations a round trip", Target::AtMost(0.0)),
     entry("control.tsc_ghz", "GHz", Target::Report),
     entry("control.memcpy_1460_ns", "ns", Target::Report),

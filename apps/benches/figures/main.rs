@@ -221,6 +221,12 @@ const GROUPS: &[Group] = &[
         urgent: true,
     },
     Group {
+        names: splice::WORKING_SET,
+        measure: splice::working_set,
+        pinned: false,
+        urgent: false,
+    },
+    Group {
         names: splice::VERSUS_SENDFILE,
         measure: splice::versus_sendfile,
         pinned: false,

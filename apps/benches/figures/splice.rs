@@ -5,13 +5,16 @@ use std::error::Error;
 use std::net::SocketAddrV4;
 use std::rc::Rc;
 
-use millstream::core::Stack;
-use millstream::disk::File;
+use millstream::buf::{Arena, ArenaConfig};
+use millstream::core::{Ipv4Config, Limits, Retention, Shard, ShardConfig, Stack};
+use millstream::disk::{DiskQueue, File, MemDisk};
 use millstream::link::mem::{self, MemConfig, MemLink};
+use millstream::timer::{Clock, Instant, VirtualClock};
+use millstream_sim::{DirectionConfig, DiskConfig, LinkConfig, Node, SimDisk, SimLink};
 use serde_json::json;
 
 use crate::figure::{Figure, Runs, round};
-use crate::world::{PORT, SERVER, Settings, World};
+use crate::world::{CLIENT, PORT, SERVER, Settings, World};
 
 #[path = "../../src/bench/splice/measure.rs"]
 mod measure;
@@ -26,6 +29,8 @@ pub const WAKEUPS: &[&str] = &["splice.wakeups_per_request"];
 pub const VERSUS: &[&str] = &["splice.vs_read_send"];
 /// The names of [`versus_sendfile`].
 pub const VERSUS_SENDFILE: &[&str] = &["splice.vs_sendfile"];
+/// The names of [`working_set`].
+pub const WORKING_SET: &[&str] = &["until_tx.working_set_ratio"];
 /// The names of [`disk_to_wire`].
 pub const DISK_TO_WIRE: &[&str] = &["disk_to_wire.null.gbps", "disk_to_wire.copied_bytes"];
 
@@ -184,6 +189,91 @@ pub fn versus_sendfile() -> Result<Vec<Figure>> {
              waiting for the disk and the kernel's interrupts do not) and ends in a card without a \
              network; sendfile has it in the page cache and ends in a socket on loopback, whose \
              receiver's TCP its thread does too",
+        );
+    Ok(vec![figure])
+}
+
+/// A shard in virtual time.
+struct Host(Shard<SimLink, VirtualClock>);
+
+impl Node for Host {
+    fn turn(&mut self) -> bool {
+        self.0.turn().work > 0
+    }
+
+    fn next_deadline(&self) -> Instant {
+        self.0.next_deadline()
+    }
+}
+
+/// Bytes of the path's bandwidth a second, and how long a read and the sending of a segment take.
+const PATH_BYTES_PER_S: f64 = 40e9 / 8.0;
+
+/// `until_tx.working_set_ratio`, in virtual time.
+pub fn working_set() -> Result<Vec<Figure>> {
+    const FILE_BYTES: u64 = 400_000_000;
+    let clock = VirtualClock::new();
+    let link = LinkConfig::symmetric(DirectionConfig::wire(40_000_000_000, 200_000));
+    let (a, b, mut wire) = millstream_sim::pair(&clock, &link)?;
+    let disk = DiskConfig { channels: 128, ..DiskConfig::default() };
+    let disk_ns = disk.latency_nanos as f64
+        + disk.jitter_nanos as f64 / 2.0
+        + 16384.0 * 8e9 / disk.bandwidth_bps as f64;
+    let mut disk = SimDisk::new(&clock, &disk)?;
+    let shard = |address, link, disk: Box<dyn DiskQueue>| -> Result<Host> {
+        let ipv4 = Ipv4Config { address, prefix_len: 24, gateway: None };
+        let limits = Limits { splice_buffers: 128, ..Limits::default() };
+        let retention = Retention::UntilTx;
+        let config = ShardConfig { limits, retention, secret: [3; 48], ..ShardConfig::new(ipv4) };
+        Ok(Host(Shard::new(
+            config,
+            link,
+            clock.clone(),
+            Arena::new(&ArenaConfig::default())?,
+            disk,
+        )))
+    };
+    let mut client = shard(CLIENT, a, Box::new(MemDisk::null(1)?))?;
+    let mut server = shard(SERVER, b, Box::new(disk.clone()))?;
+    let stack = client.0.stack().clone();
+    let done = Rc::new(Cell::new(0));
+    client.0.stack().spawn(ask(stack, FILE_BYTES, Rc::clone(&done)))?;
+    let stack = server.0.stack().clone();
+    server.0.stack().spawn(answer(stack.clone(), File::zeroes(FILE_BYTES)))?;
+    // The first part is slow start.
+    let (mut from, mut last, mut area) = (None, 0, 0_u128);
+    let sent = |stack: &Stack| stack.metrics().spliced_bytes;
+    while done.get() == 0 {
+        let mut nodes: [&mut dyn Node; 4] = [&mut client, &mut server, &mut wire, &mut disk];
+        if millstream_sim::step(&clock, &mut nodes, Instant::FAR_FUTURE).is_none() {
+            return Err("the transfer stopped".into());
+        }
+        let (now, bytes) = (clock.now().as_nanos(), sent(&stack));
+        if from.is_none() && bytes > FILE_BYTES / 2 {
+            from = Some((now, bytes));
+            last = now;
+        }
+        if from.is_some() && bytes < FILE_BYTES {
+            let (all, free) = stack.arena_stats().blocks;
+            area += (all - free) as u128 * u128::from(now - last);
+            last = now;
+        }
+    }
+    let (start, bytes) = from.ok_or("the transfer was too short")?;
+    let span_ns = (last - start).max(1) as f64;
+    let rate = (sent(&stack) - bytes) as f64 * 1e9 / span_ns;
+    let held = area as f64 / span_ns * 16384.0;
+    let tx_ns = 1514.0 * 8.0 / 40.0;
+    let figure = Figure::exact("until_tx.working_set_ratio", held / (rate * (disk_ns + tx_ns) / 1e9))
+        .with("held_bytes", json!(round(held)))
+        .with("gbps", json!(round(rate * 8.0 / 1e9)))
+        .with("of_the_path", json!(round(rate / PATH_BYTES_PER_S)))
+        .with("disk_us", json!(round(disk_ns / 1e3)))
+        .with("reread_bytes", json!(stack.metrics().reread_bytes))
+        .note(
+            "buffers out on average in the second half of a transfer of 400 MB over 40 Gbit/s and a \
+             round trip of 0.4 ms in virtual time, over rate x (time of a read + time of a frame on \
+             the wire)",
         );
     Ok(vec![figure])
 }

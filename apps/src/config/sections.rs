@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use millstream::buf::{ArenaConfig, DataSemantics, HugePages};
 use millstream::core::{
-    ClientRate, DiskNet, Idle, Ipv4Config, Ipv6Config, Limits, Polling, Quota, SynCookiePolicy,
-    TimerSource,
+    ClientRate, DiskNet, Idle, Ipv4Config, Ipv6Config, Limits, Polling, Quota, Retention,
+    SynCookiePolicy, TimerSource,
 };
 use millstream::disk::QueueKind;
 use millstream::dpdk_port::{Device, EalConfig, PortConfig};
@@ -526,6 +526,26 @@ impl From<Net> for DiskNet {
     }
 }
 
+/// How long buffers of files are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Keep {
+    /// Until they are acknowledged.
+    #[default]
+    UntilAck,
+    /// Until they are sent, for files in images.
+    UntilTx,
+}
+
+impl From<Keep> for Retention {
+    fn from(keep: Keep) -> Self {
+        match keep {
+            Keep::UntilAck => Self::UntilAck,
+            Keep::UntilTx => Self::UntilTx,
+        }
+    }
+}
+
 /// `[disk]`
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
@@ -536,6 +556,7 @@ pub struct DiskSection {
     /// 0: none.
     pub cache_blocks: usize,
     pub net: Net,
+    pub retention: Keep,
 }
 
 impl Default for DiskSection {
@@ -546,6 +567,7 @@ impl Default for DiskSection {
             depth: limits.disk_depth,
             cache_blocks: limits.cache_blocks,
             net: Net::default(),
+            retention: Keep::default(),
         }
     }
 }

@@ -152,6 +152,17 @@ pub enum DiskNet {
     ReadSend,
 }
 
+/// How long the buffers of a file that is sent are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Retention {
+    /// Until the peer has acknowledged them.
+    #[default]
+    UntilAck,
+    /// Until they are sent. What is lost is read from the disk again. For files that cannot change,
+    /// those of images and in memory; others are kept until they are acknowledged.
+    UntilTx,
+}
+
 /// Everything a shard needs to know at start.
 #[derive(Clone, Debug)]
 pub struct ShardConfig {
@@ -179,6 +190,8 @@ pub struct ShardConfig {
     pub trace_triggers: bool,
     /// How files are sent.
     pub disk_net: DiskNet,
+    /// How long the buffers of files are kept.
+    pub retention: Retention,
     /// Verify and compute no checksums at all: for measuring what they cost. Never on a network.
     pub skip_checksums: bool,
 }
@@ -198,6 +211,7 @@ impl ShardConfig {
             timers: TimerSource::default(),
             trace_triggers: false,
             disk_net: DiskNet::default(),
+            retention: Retention::default(),
             skip_checksums: false,
         }
     }

@@ -58,8 +58,8 @@ mod waiting;
 pub use block_cache::CacheStats;
 pub use client_rate::{ClientRate, PrefixError};
 pub use config::{
-    DiskNet, Ipv4Config, Ipv6Config, Limits, Polling, Quota, ShardConfig, SynCookiePolicy,
-    TimerSource, random_secret,
+    DiskNet, Ipv4Config, Ipv6Config, Limits, Polling, Quota, Retention, ShardConfig,
+    SynCookiePolicy, TimerSource, random_secret,
 };
 pub use control::SendFlags;
 pub use executor::{JoinHandle, TooManyTasks};

@@ -163,6 +163,8 @@ counters! {
         spliced_bytes,
         /// Disk reads that failed.
         disk_errors,
+        /// Payload bytes that were let go of when they were sent, lost, and read from the disk again.
+        reread_bytes,
         /// Transfers that ended with a reset because their file was changed meanwhile.
         splice_changed,
         /// Times that a splice found no free buffer and waited.

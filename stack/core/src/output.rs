@@ -88,13 +88,18 @@ impl State {
                 }
                 match self.transmit_segments(link, number) {
                     Next::More => {}
-                    Next::Done => continue 'connections,
+                    Next::Done => {
+                        self.splice_sent(number);
+                        continue 'connections;
+                    }
                     Next::LinkFull => {
+                        self.splice_sent(number);
                         self.wait_for_link(number);
                         break 'connections;
                     }
                 }
             }
+            self.splice_sent(number);
             self.output.push_back(number);
         }
         (self.metrics.tcp_segments_out + self.metrics.other_packets_out - before) as usize

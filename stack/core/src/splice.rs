@@ -15,6 +15,8 @@
 //! Where a read fails, what comes before it is sent and acknowledged, and the connection is reset. A
 //! file that is no longer what it was when it was opened is noticed before its last byte is sent.
 
+mod reread;
+
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::task::Waker;
@@ -24,16 +26,22 @@ use millstream_disk::{Completion, DiskError, File, Read};
 use millstream_tcp::SendError;
 use millstream_timer::Instant;
 
+use crate::config::Retention;
 use crate::conn::{ConnId, Facts, NONE};
 use crate::read::{TASK_READ, TaskReads};
 use crate::readahead::DiskPace;
 use crate::state::{State, env};
+use reread::{REREAD, Reread};
 
 /// Of how many blocks one finds the read-ahead computed anew.
 const PACE_EVERY: u32 = 4;
 
 /// Of how many blocks one is preceded by a look at whether the file is still the same.
 const CHECK_EVERY: u32 = 64;
+
+/// What may wait to be sent before no more is read: it waits for the link or for its rate then, not for
+/// the disk.
+const READY_BYTES_MAX: usize = 4 * BLOCK_BYTES;
 
 /// How long errors of the disk are gathered before they are told again.
 const TELL_EVERY_NANOS: u64 = 1_000_000_000;
@@ -99,6 +107,12 @@ pub(crate) struct Splice {
     turn_reads: usize,
     /// On the list of those that go on in the next turn.
     again: bool,
+    /// Buffers are let go of when they are sent.
+    until_tx: bool,
+    /// `queued_total` of the connection before the first byte, which is at `start` in the file.
+    base_total: u64,
+    start: u64,
+    reread: Reread,
     /// Where and why it will end before its end.
     failed: Option<(u64, DiskError)>,
     /// `queued_total` of the connection when the last byte was appended.
@@ -117,13 +131,16 @@ pub(crate) struct Splices {
     free: Vec<u32>,
     /// Reads in the disk queue.
     pub in_disk: usize,
+    /// Reads that ever began.
+    begun: u64,
     pub depth: usize,
     /// Connections whose transfer waits for a free buffer or a place in the disk queue.
     pub parked: VecDeque<ConnId>,
     /// Connections whose write waits for a free buffer.
     pub writers: VecDeque<ConnId>,
-    /// Connections that have begun as many reads as they may in one turn.
+    /// Connections that have begun as many reads as they may in one turn, or have enough to send.
     again: VecDeque<ConnId>,
+    retention: Retention,
     pace: DiskPace,
     /// Reads that failed and were not told yet, and when the last ones were.
     untold_errors: u64,
@@ -132,15 +149,17 @@ pub(crate) struct Splices {
 }
 
 impl Splices {
-    pub fn new(depth: usize) -> Self {
+    pub fn new(depth: usize, retention: Retention) -> Self {
         Self {
             slots: Vec::new(),
             free: Vec::new(),
             in_disk: 0,
+            begun: 0,
             depth,
             parked: VecDeque::new(),
             writers: VecDeque::new(),
             again: VecDeque::new(),
+            retention,
             pace: DiskPace::default(),
             untold_errors: 0,
             told_at: None,
@@ -175,6 +194,8 @@ impl State {
         if conn.facts.contains(Facts::CLOSED) || !conn.tcb.state().accepts_data() {
             return Err(SendFileError::Connection(std::io::ErrorKind::BrokenPipe.into()));
         }
+        let base_total = conn.tcb.queued_total();
+        let until_tx = self.splices.retention == Retention::UntilTx && file.is_immutable();
         let number = self.splices.free.pop().unwrap_or_else(|| {
             self.splices.slots.push(None);
             self.splices.slots.len() as u32 - 1
@@ -193,6 +214,10 @@ impl State {
             turn: 0,
             turn_reads: 0,
             again: false,
+            until_tx,
+            base_total,
+            start: range.start,
+            reread: Reread::None,
             failed: None,
             finish_at: None,
             outcome: None,
@@ -272,6 +297,7 @@ impl State {
         if conn.tcb.wants_transmit() {
             conn.schedule_output(&mut self.output, number);
         }
+        self.splice_reread(number);
         if self.splice_read(number, splice_number) {
             // What was in the cache is there already.
             return self.splice_progress(number);
@@ -295,10 +321,11 @@ impl State {
             }
             // What is read or queued but not sent may exceed what the window takes by the read-ahead,
             // no matter how long a peer keeps its window closed.
-            let held = splice.blocks.len() + conn.tcb.unacked_bytes().div_ceil(BLOCK_BYTES);
             let unsent = conn.tcb.unsent_bytes();
+            let kept = if splice.until_tx { unsent } else { conn.tcb.unacked_bytes() };
+            let held = splice.blocks.len() + kept.div_ceil(BLOCK_BYTES);
             let queued = splice.blocks.len() * BLOCK_BYTES + unsent;
-            let taken = match conn.tcb.window_room() {
+            let taken = match conn.tcb.window_room().min(conn.tcb.send_room(&self.tcp_config)) {
                 0 => 0,
                 room => room + unsent,
             };
@@ -326,7 +353,7 @@ impl State {
             if splice.turn != turn {
                 (splice.turn, splice.turn_reads) = (turn, 0);
             }
-            if splice.turn_reads >= self.limits.splice_turn_reads {
+            if splice.turn_reads >= self.limits.splice_turn_reads || unsent >= READY_BYTES_MAX {
                 let id = splice.conn;
                 if !std::mem::replace(&mut splice.again, true) {
                     self.splices.again.push_back(id);
@@ -365,13 +392,14 @@ impl State {
             splice.in_disk += 1;
             splice.turn_reads += 1;
             self.splices.in_disk += 1;
+            self.splices.begun += 1;
         }
     }
 
-    /// Moves on what has had its share of the last turn. Returns how many connections that were.
+    /// Moves on what has had its share of the last turn. Returns how many reads began.
     pub fn splices_again(&mut self) -> usize {
-        let count = self.splices.again.len();
-        for _ in 0..count {
+        let before = self.splices.begun;
+        for _ in 0..self.splices.again.len() {
             let Some(id) = self.splices.again.pop_front() else { break };
             let Some(conn) = self.conns.named(id) else { continue };
             if let Some(splice) = self.splices.get_mut(conn.splice) {
@@ -379,7 +407,7 @@ impl State {
             }
             self.splice_progress(id.number);
         }
-        count
+        (self.splices.begun - before) as usize
     }
 
     /// A read has ended.
@@ -387,6 +415,9 @@ impl State {
         self.splices.in_disk = self.splices.in_disk.saturating_sub(1);
         if completion.token & TASK_READ != 0 {
             return self.task_read_completed(completion);
+        }
+        if completion.token & REREAD != 0 {
+            return self.reread_completed(completion);
         }
         let Completion { token, buf, result } = completion;
         let (number, block) = ((token >> 32) as u32, token as u32);

@@ -159,7 +159,7 @@ impl State {
     ) -> Self {
         let ShardConfig { ipv4, ipv6, vlan, limits, tcp, secret, syn_cookies, disk_net, .. } =
             config;
-        let skip_checksums = config.skip_checksums;
+        let (retention, skip_checksums) = (config.retention, config.skip_checksums);
         let word = |i: usize| {
             let mut bytes = [0; 8];
             bytes.copy_from_slice(&secret[i * 8..i * 8 + 8]);
@@ -234,7 +234,7 @@ impl State {
             reassembly: Reassembly::new(),
             link_timer: None,
             link_timer_at: Instant::FAR_FUTURE,
-            splices: Splices::new(limits.disk_depth),
+            splices: Splices::new(limits.disk_depth, retention),
             cache: Box::new(BlockCache::new(limits.cache_blocks)),
             disk_net,
             segment: Segment::default(),

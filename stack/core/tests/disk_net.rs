@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use common::{CLIENT, SERVER, World, arena, config, pattern, server_at, small_limits};
-use millstream_core::{DiskNet, Limits, SendFileError, Shard, ShardConfig, Stack};
+use millstream_core::{DiskNet, Limits, Retention, SendFileError, Shard, ShardConfig, Stack};
 use millstream_disk::{DiskError, File, MemDisk};
 use millstream_sim::{DirectionConfig, DiskConfig, LinkConfig, Node, SimDisk, SimLink, Wire, pair};
 use millstream_timer::{Clock, Instant, VirtualClock};
@@ -38,12 +38,21 @@ struct Lab {
 
 impl Lab {
     fn new(path: DirectionConfig, disk: &DiskConfig, limits: Limits, net: DiskNet) -> Self {
+        Self::retaining(path, disk, limits, (net, Retention::UntilAck))
+    }
+
+    fn retaining(
+        path: DirectionConfig,
+        disk: &DiskConfig,
+        limits: Limits,
+        (disk_net, retention): (DiskNet, Retention),
+    ) -> Self {
         let clock = VirtualClock::new();
         let link = LinkConfig { seed: 7, ..LinkConfig::symmetric(path) };
         let (a, b, wire) = pair(&clock, &link).unwrap();
         let disk = SimDisk::new(&clock, disk).unwrap();
         let shard = |address, link, disk| {
-            let config = ShardConfig { disk_net: net, ..config(address, limits) };
+            let config = ShardConfig { disk_net, retention, ..config(address, limits) };
             Host(Shard::new(config, link, clock.clone(), arena(2048, 128), disk))
         };
         let client = shard(CLIENT, a, Box::new(MemDisk::null(1).unwrap()));
@@ -161,11 +170,15 @@ fn gigabit() -> DirectionConfig {
 
 #[test]
 fn files_are_whole_under_loss_and_errors_of_the_disk() {
-    for net in [DiskNet::Spliced, DiskNet::ReadSend] {
+    for way in [
+        (DiskNet::Spliced, Retention::UntilAck),
+        (DiskNet::Spliced, Retention::UntilTx),
+        (DiskNet::ReadSend, Retention::UntilAck),
+    ] {
         for loss in [0.001, 0.01, 0.05] {
             let path = DirectionConfig { loss, ..gigabit() };
             let disk = DiskConfig { error: 0.02, jitter_nanos: 300_000, ..DiskConfig::default() };
-            let mut lab = Lab::new(path, &disk, small_limits(), net);
+            let mut lab = Lab::retaining(path, &disk, small_limits(), way);
             let data = Rc::new(pattern(1_500_001, 5));
             let outcomes = lab.serve(File::in_memory(data.as_slice()));
             let stack = lab.client.0.stack().clone();
@@ -177,7 +190,7 @@ fn files_are_whole_under_loss_and_errors_of_the_disk() {
             lab.run_until(|| {
                 pending.retain(|handle| match handle.take() {
                     Some((got, times)) => {
-                        assert!(got == *data, "{net:?} {loss}");
+                        assert!(got == *data, "{way:?} {loss}");
                         cuts += times;
                         false
                     }
@@ -186,10 +199,14 @@ fn files_are_whole_under_loss_and_errors_of_the_disk() {
                 pending.is_empty()
             });
             lab.assert_clean();
-            let failed = outcomes.borrow().iter().filter(|outcome| outcome.is_err()).count();
+            let of_disk =
+                |outcome: &&Result<_, _>| matches!(outcome, Err(SendFileError::Disk { .. }));
+            let failed = outcomes.borrow().iter().filter(of_disk).count();
             assert!(cuts > 0 && failed > 0, "the disk failed some: {cuts} {failed}");
             let errors = lab.server.0.stack().metrics().disk_errors;
             assert!(errors >= failed as u64, "{errors} {failed}");
+            let reread = lab.server.0.stack().metrics().reread_bytes;
+            assert_eq!(reread > 0, way.1 == Retention::UntilTx, "{way:?} {loss}: {reread}");
         }
     }
 }
@@ -403,4 +420,46 @@ fn ten_thousand_connections_share_a_few_buffers() {
     let metrics = world.server.stack().metrics();
     assert!(metrics.splice_parked > 1000, "the buffers were scarce: {}", metrics.splice_parked);
     assert_eq!(metrics.disk_errors, 0);
+}
+
+/// Seconds that a transfer takes, the buffers that the server has out meanwhile on average, and the
+/// bytes that it reads again.
+fn with_retention(path: DirectionConfig, retention: Retention) -> (f64, f64, u64) {
+    let limits = Limits { splice_buffers: 64, ..small_limits() };
+    let way = (DiskNet::Spliced, retention);
+    let mut lab = Lab::retaining(path, &DiskConfig::default(), limits, way);
+    let data = pattern(20_000_000, 3);
+    lab.serve(File::in_memory(data.as_slice()));
+    let stack = lab.client.0.stack().clone();
+    let start = lab.nanos();
+    let fetched = stack.spawn(fetch_whole(stack.clone(), 20_000_000)).unwrap();
+    let (server, clock) = (lab.server.0.stack().clone(), lab.clock.clone());
+    let (mut got, mut area, mut last) = (None, 0, start);
+    lab.run_until(|| {
+        let (all, free) = server.arena_stats().blocks;
+        let now = clock.now().as_nanos();
+        area += (all - free) as u64 * (now - last);
+        last = now;
+        got = got.take().or_else(|| fetched.take());
+        got.is_some()
+    });
+    assert!(got.unwrap().0 == data);
+    let nanos = (lab.nanos() - start) as f64;
+    lab.assert_clean();
+    (nanos / 1e9, area as f64 / nanos, server.metrics().reread_bytes)
+}
+
+#[test]
+fn buffers_that_are_let_go_of_when_sent_do_not_bound_what_is_in_flight() {
+    // Five megabytes fit on the way, and there are two of buffers.
+    let far = DirectionConfig::wire(1_000_000_000, 20_000_000);
+    let (kept_s, kept, _) = with_retention(far, Retention::UntilAck);
+    let (sent_s, sent, reread) = with_retention(far, Retention::UntilTx);
+    assert!(kept > 40.0, "{kept}");
+    assert!(sent < 12.0, "{sent}");
+    assert!(sent_s < kept_s * 0.8, "{sent_s} {kept_s}");
+    assert_eq!(reread, 0, "nothing was lost");
+    let lossy = DirectionConfig { loss: 0.002, ..far };
+    let (_, sent, reread) = with_retention(lossy, Retention::UntilTx);
+    assert!(reread > 0 && sent < 12.0, "{sent} {reread}");
 }

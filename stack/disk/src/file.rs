@@ -142,6 +142,18 @@ enum Source {
     Kernel(Arc<Kernel>),
     Memory(Arc<[u8]>),
     Zeroes,
+    Device(DeviceId),
+}
+
+/// A device that a driver of ours has opened; never the same number twice in a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct DeviceId(u64);
+
+impl DeviceId {
+    pub(crate) fn fresh() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
 }
 
 struct Kernel {
@@ -249,7 +261,7 @@ impl File {
     /// A file in memory with another time of change; an open file stays as it is.
     #[must_use]
     pub fn with_modified(self, modified: SystemTime) -> Self {
-        if matches!(self.0.source, Source::Kernel(_)) {
+        if matches!(self.0.source, Source::Kernel(_) | Source::Device(_)) {
             return self;
         }
         let inner = &*self.0;
@@ -298,7 +310,12 @@ impl File {
 
     /// Whether its bytes are in memory.
     pub fn is_in_memory(&self) -> bool {
-        !matches!(self.0.source, Source::Kernel(_))
+        matches!(self.0.source, Source::Memory(_) | Source::Zeroes)
+    }
+
+    /// Whether nobody can change its bytes: they lie in an image, or in memory.
+    pub fn is_immutable(&self) -> bool {
+        self.0.stat.volume != 0 || self.is_in_memory()
     }
 
     /// Opens with `open`, first for direct reads, and looks at what it got.
@@ -371,10 +388,25 @@ impl File {
         Self(Arc::new(Inner { source, base: 0, stat, align_bytes, memory_align_bytes: 1 }))
     }
 
+    /// All `len` bytes of a device, read in blocks of `align_bytes` bytes.
+    pub(crate) fn on_device(device: DeviceId, len: u64, align_bytes: usize) -> Self {
+        let mut file = Self::made_up(Source::Device(device), len);
+        if let Some(inner) = Arc::get_mut(&mut file.0) {
+            inner.align_bytes = align_bytes.max(ALIGN_MIN_BYTES);
+        }
+        file
+    }
+
+    /// Where on `device` its first byte is, if it lies there.
+    #[inline]
+    pub(crate) fn start_on(&self, device: DeviceId) -> Option<u64> {
+        matches!(self.0.source, Source::Device(id) if id == device).then_some(0)
+    }
+
     /// Copies from `offset` on into `out`, if the bytes are in memory and there are enough.
     pub(crate) fn copy_to(&self, offset: u64, out: &mut [u8]) -> bool {
         match &self.0.source {
-            Source::Kernel(_) => false,
+            Source::Kernel { .. } | Source::Device(_) => false,
             Source::Zeroes => {
                 out.fill(0);
                 true
@@ -449,6 +481,7 @@ impl std::fmt::Debug for File {
             Source::Kernel(_) => "buffered",
             Source::Memory(_) => "memory",
             Source::Zeroes => "zeroes",
+            Source::Device(_) => "device",
         };
         write!(f, "File({kind}, {} bytes)", self.len())
     }

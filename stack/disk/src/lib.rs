@@ -6,6 +6,7 @@
 //!
 //! * [`open_queue`] gives a queue on the kernel: io_uring, or worker threads with `pread` where
 //!   io_uring is refused. Both take up to `depth` reads and never allocate after start.
+//! * [`nvme`] drives NVMe controllers without the kernel.
 //! * [`MemDisk`] is a disk in memory for benchmarks and tests, with or without the copy.
 //! * [`File`] is what is read: an open file, or bytes in memory. Its length is fixed when it is
 //!   opened, so that what was promised to a peer (`Content-Length`) stays true.
@@ -36,13 +37,15 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-// The drivers alone may be unsafe: `sys` (calls on files), `uring` and `pread`.
+// The drivers alone may be unsafe: `sys` (calls on files), `uring`, `pread` and `nvme`.
 #![deny(unsafe_code)]
 
 pub mod erofs;
 mod file;
 mod lookup;
 mod mem;
+#[allow(unsafe_code)]
+pub mod nvme;
 #[allow(unsafe_code)]
 mod pread;
 mod queue;

@@ -140,7 +140,11 @@ impl Table {
         let Some(fd) = read.file.raw_fd() else {
             let copied = read.file.copy_to(read.offset, &mut read.buf[..want]);
             self.stats.copied_bytes += if copied { want as u64 } else { 0 };
-            self.finish(read.token, read.buf, copied.then_some(want).ok_or(DiskError::Truncated));
+            let error = match read.file.is_in_memory() {
+                true => DiskError::Truncated,
+                false => DiskError::OtherDevice,
+            };
+            self.finish(read.token, read.buf, copied.then_some(want).ok_or(error));
             return Ok(Admitted::Ready);
         };
         let Some(index) = self.free.pop() else { return Err(read) };

@@ -49,6 +49,7 @@ mod flight;
 mod input;
 mod input_syn;
 mod isn;
+mod let_go;
 mod mtu;
 mod pacing;
 mod push;

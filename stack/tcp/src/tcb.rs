@@ -168,8 +168,11 @@ bitflags::bitflags! {
         const CE_STATE = 1 << 11;
         /// The segment at `reply_seq` that is to be sent is an ACK, not a reset.
         const REPLY_IS_ACK = 1 << 12;
-        /// This side opened.
+        /// This side opened; counts until the handshake is done.
         const ACTIVE = 1 << 13;
+        /// Some of what was sent may have been let go of. The bit is that of `ACTIVE`, which counts no
+        /// more by then: at worst somebody looks in vain.
+        const VOIDS = Self::ACTIVE.bits();
         /// The link takes nothing of what waits, and nothing is in flight.
         const LINK_WAIT = 1 << 14;
         /// An ICMP error was noted.

@@ -127,7 +127,8 @@ impl Tcb {
         }
         if self.snd_nxt != self.snd_limit() {
             let count = self.sendable();
-            if count != 0 {
+            let resent = self.snd_nxt.lt(self.snd_max);
+            if count != 0 && !(resent && self.lacks(env, self.snd_nxt)) {
                 self.transmit_data(env, out, count);
                 return true;
             }
@@ -452,6 +453,9 @@ impl Tcb {
             if self.transmit_again(env, out) {
                 return true;
             }
+            if self.lacks_any(env) {
+                self.facts.insert(Facts::TX_AGAIN);
+            }
         }
         if self.facts.contains(Facts::TX_PROBE) {
             self.facts.remove(Facts::TX_PROBE);
@@ -504,7 +508,7 @@ impl Tcb {
     /// Sends the oldest segment again.
     pub(crate) fn transmit_first(&mut self, env: &mut Env<'_>, out: &mut Segment) -> bool {
         let rest = self.snd_max.bytes_since(self.snd_una);
-        if rest == 0 || !self.state.transmits() {
+        if rest == 0 || !self.state.transmits() || self.lacks(env, self.snd_una) {
             return false;
         }
         self.fill(env, out, self.snd_una, Flags::ACK);
@@ -544,6 +548,9 @@ impl Tcb {
             self.facts.remove(Facts::TIMING);
             self.fill(env, out, seq - 1, Flags::ACK);
             return true;
+        }
+        if self.lacks(env, seq) {
+            return false;
         }
         self.fill(env, out, seq, Flags::ACK);
         let mss = self.less_options(out, u32::from(self.mss));

@@ -531,6 +531,9 @@ impl Tcb {
     pub(crate) fn resend(&mut self, env: &mut Env<'_>, out: &mut Segment, index: u32) -> bool {
         let Some(record) = env.slices.flights.records.get(index).copied() else { return false };
         let seq = record.start;
+        if self.lacks(env, seq) {
+            return false;
+        }
         self.fill(env, out, seq, Flags::ACK);
         let room = self.less_options(out, u32::from(self.mss));
         let data = record.end.min(self.snd_end).distance(seq).max(0) as u32;
