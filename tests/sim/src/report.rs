@@ -99,7 +99,7 @@ pub fn report(linux: Option<&FilePath>, done: impl Fn(usize, usize) + Sync) -> S
     for rtt_ms in RTTS_MS {
         for loss_percent in LOSSES_PERCENT {
             let _ = write!(text, "| {rtt_ms} ms | {loss_percent} % |");
-            for (controller, (name, _)) in CONTROLLERS.iter().enumerate() {
+            for controller in 0..CONTROLLERS.len() {
                 let cell = Cell::Throughput { controller, rtt_ms, loss_percent };
                 match result_of(cell) {
                     Some(result) => {
