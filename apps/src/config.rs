@@ -89,6 +89,12 @@ impl Config {
                 return bad(&format!("{name} is {value}; set it between 1 and {}", 1 << 24));
             }
         }
+        if self.disk.cache_blocks > self.memory.blocks {
+            return bad(&format!(
+                "disk.cache_blocks is {}, but memory.blocks is {}; keep the first at or below the second",
+                self.disk.cache_blocks, self.memory.blocks
+            ));
+        }
         if self.link.vlan.is_some_and(|vlan| !(1..=4094).contains(&vlan)) {
             return bad("link.vlan must be between 1 and 4094");
         }
@@ -246,7 +252,7 @@ impl Config {
         let mut config = ShardConfig::new(self.ipv4.config());
         config.ipv6 = self.ipv6.config();
         config.vlan = self.link.vlan;
-        config.limits = self.limits.limits(self.disk.depth);
+        config.limits = self.limits.limits(&self.disk);
         config.tcp = self.tcp.config();
         config.syn_cookies = self.tcp.syn_cookies.into();
         config.polling = self.shard.polling();

@@ -97,6 +97,11 @@ fn summary(server: &FileServer, stack: &Stack, link: &LinkStats) -> String {
         ("from the disk", shard.spliced_bytes.to_string()),
         ("copied per byte", format!("{per_byte:.3}")),
     ];
+    let cache = stack.cache_stats();
+    if cache.blocks_max > 0 {
+        let asked = cache.hits + cache.misses;
+        lines.push(("blocks from the cache", format!("{} of {asked}", cache.hits)));
+    }
     let troubles = [
         ("connections_refused", http.connections_refused),
         ("connections_broken", http.connections_broken),

@@ -253,6 +253,7 @@ fn the_doctor_says_how_to_mend() {
         "cores",
         "processor",
         "huge pages",
+        "copying",
         "DPDK",
         "drivers",
         "tap",

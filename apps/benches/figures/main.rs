@@ -7,12 +7,16 @@
 
 mod callgrind;
 mod cleanup;
+mod copies;
+mod documents;
 mod dpdk;
 mod figure;
 mod goodput;
 mod http;
 mod idle;
 mod memory;
+#[path = "../../../stack/buf/tests/oracle/mod.rs"]
+mod oracle;
 mod rbc;
 mod rest;
 mod scripts;
@@ -21,6 +25,8 @@ mod sim;
 mod smol;
 mod splice;
 mod timer;
+#[path = "../../src/bench/transfers.rs"]
+mod transfers;
 mod world;
 
 use std::alloc::System;
@@ -226,6 +232,33 @@ const GROUPS: &[Group] = &[
         pinned: false,
         urgent: false,
     },
+    Group {
+        names: &["buf.clone_drop_ns"],
+        measure: copies::clone_drop,
+        pinned: true,
+        urgent: true,
+    },
+    Group {
+        names: &[
+            "semantics.emulated_copy_vs_share.64k",
+            "semantics.emulated_copy_vs_cold_copy.64k",
+            "semantics.threshold_regret_percent",
+        ],
+        measure: copies::semantics,
+        pinned: true,
+        urgent: true,
+    },
+    Group {
+        names: &[
+            "cache.trace.vs_copying",
+            "cache.trace.vs_no_memo",
+            "cache.touched_bytes_per_response",
+        ],
+        measure: documents::trace,
+        pinned: true,
+        urgent: false,
+    },
+    Group { names: &["oracle.ops"], measure: copies::oracle, pinned: false, urgent: false },
 ];
 
 /// The CPUs of the side that is measured and of the side that generates; the same if there is one.

@@ -156,7 +156,8 @@ pub fn rate() -> Result<Vec<Figure>> {
     const ROUNDS: u32 = 100_000;
     let clock = TscClock::new();
     let mut state = 1;
-    let mut soft_timers = SoftTimers::new(TscClock::new(), 4, 1000);
+    // One epoch for both: moments of the one are handed to the other.
+    let mut soft_timers = SoftTimers::new(clock.clone(), 4, 1000);
     let interval = INTERVAL_NANOS * soft_timers.measure_resolution() / 1_000_000_000;
     let mut signal = SignalTimer::new()?;
     let (mut soft, mut signals) = (Runs::default(), Runs::default());

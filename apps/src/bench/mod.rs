@@ -1,4 +1,4 @@
-//! `millstream bench`: load generators, and tables of published papers.
+//! `millstream bench`: load generators, what mechanisms are worth, and tables of papers.
 
 mod duo;
 mod kernel;
@@ -10,10 +10,12 @@ mod polling;
 mod progress;
 mod report;
 mod response;
+mod semantics;
 mod session;
 mod splice;
 mod stack;
 mod tally;
+mod transfers;
 mod triggers;
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -33,7 +35,7 @@ use tally::Tally;
 /// How long a connection may take to open.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Measures a server.
+/// Measures a server, or this machine.
 #[derive(Debug, Args)]
 pub struct BenchArgs {
     #[command(subcommand)]
@@ -44,6 +46,8 @@ pub struct BenchArgs {
 enum What {
     /// Asks an HTTP/1.1 server for files and measures rate and latency.
     Http(HttpArgs),
+    /// Compares copying with the other ways to send a buffer: the eight data semantics.
+    Semantics(semantics::SemanticsArgs),
     /// Measures how far apart the moments are at which soft timers may fire, under several loads.
     Triggers(triggers::TriggersArgs),
     /// Compares a server that polls its network by a quota with one that is woken for each frame.
@@ -170,6 +174,9 @@ pub enum BenchError {
     /// The plot.
     #[error("{0}")]
     Plot(String),
+    /// Transfers between two shards of this process.
+    #[error("cannot compare the data semantics: {0}")]
+    Transfer(String),
     /// Requests without a good answer.
     #[error("{failed} requests failed, {answered} were answered; the table above says how")]
     Failed {
@@ -200,6 +207,7 @@ impl From<BenchError> for AppError {
 pub fn run(args: BenchArgs) -> Result<(), BenchError> {
     match args.what {
         What::Http(args) => http(&args),
+        What::Semantics(args) => semantics::run(&args),
         What::Triggers(args) => triggers::run(&args),
         What::Polling(args) => polling::run_polling(&args),
         What::Events(args) => polling::run_events(&args),

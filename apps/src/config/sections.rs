@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use millstream::buf::{ArenaConfig, HugePages};
+use millstream::buf::{ArenaConfig, DataSemantics, HugePages};
 use millstream::core::{
     ClientRate, DiskNet, Idle, Ipv4Config, Ipv6Config, Limits, Polling, Quota, Retention,
     SynCookiePolicy, TimerSource,
@@ -257,7 +257,7 @@ impl Default for LimitsSection {
 
 impl LimitsSection {
     /// As the shard takes them.
-    pub fn limits(&self, disk_depth: usize) -> Limits {
+    pub fn limits(&self, disk: &DiskSection) -> Limits {
         Limits {
             connections: self.connections,
             time_wait: self.time_wait,
@@ -269,7 +269,8 @@ impl LimitsSection {
             sleepers: self.sleepers,
             splice_buffers: self.splice_buffers,
             splice_turn_reads: self.splice_turn_reads,
-            disk_depth,
+            disk_depth: disk.depth,
+            cache_blocks: disk.cache_blocks,
         }
     }
 }
@@ -552,17 +553,41 @@ impl From<Keep> for Retention {
 pub struct DiskSection {
     pub queue: DiskDriver,
     pub depth: usize,
+    /// 0: none.
+    pub cache_blocks: usize,
     pub net: Net,
     pub retention: Keep,
 }
 
 impl Default for DiskSection {
     fn default() -> Self {
+        let limits = Limits::default();
         Self {
             queue: DiskDriver::default(),
-            depth: Limits::default().disk_depth,
+            depth: limits.disk_depth,
+            cache_blocks: limits.cache_blocks,
             net: Net::default(),
             retention: Keep::default(),
+        }
+    }
+}
+
+/// How cached content is sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Semantics {
+    /// By reference.
+    #[default]
+    EmulatedCopy,
+    /// As a copy for each response.
+    Copy,
+}
+
+impl From<Semantics> for DataSemantics {
+    fn from(semantics: Semantics) -> Self {
+        match semantics {
+            Semantics::EmulatedCopy => Self::EmulatedCopy,
+            Semantics::Copy => Self::Copy,
         }
     }
 }
@@ -589,6 +614,7 @@ pub struct HttpSection {
     pub cache_bytes: usize,
     pub cache_file_bytes_max: usize,
     pub cache_valid_ms: u64,
+    pub semantics: Semantics,
     pub lookup_threads: usize,
 }
 
@@ -614,6 +640,7 @@ impl Default for HttpSection {
             cache_bytes: server.cache.bytes,
             cache_file_bytes_max: server.cache.file_bytes_max,
             cache_valid_ms: server.cache.valid.as_millis() as u64,
+            semantics: Semantics::default(),
             lookup_threads: 2,
         }
     }
@@ -645,6 +672,7 @@ impl HttpSection {
                 file_bytes_max: self.cache_file_bytes_max,
                 valid: Duration::from_millis(self.cache_valid_ms),
             },
+            semantics: self.semantics.into(),
             lookup_threads: self.lookup_threads,
             ..ServerConfig::default()
         }

@@ -74,6 +74,8 @@ pub struct Limits {
     pub splice_turn_reads: usize,
     /// Disk reads in flight of all connections together.
     pub disk_depth: usize,
+    /// 16 KiB blocks of files that are kept for the next transfer that wants them; 0: none.
+    pub cache_blocks: usize,
 }
 
 impl Default for Limits {
@@ -90,6 +92,7 @@ impl Default for Limits {
             splice_buffers: 16,
             splice_turn_reads: 8,
             disk_depth: 128,
+            cache_blocks: 0,
         }
     }
 }

@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod autoconf;
+mod block_cache;
 mod channel;
 mod client_rate;
 mod config;
@@ -35,6 +36,7 @@ mod output6;
 mod pairs;
 mod path;
 mod path_rates;
+mod payload;
 mod pmtu;
 mod poll;
 mod proxy;
@@ -42,6 +44,7 @@ mod read;
 mod readahead;
 mod reassembly;
 mod segment;
+mod semantics;
 mod shard;
 mod splice;
 mod stack;
@@ -52,6 +55,7 @@ mod time_wait;
 mod udp;
 mod waiting;
 
+pub use block_cache::CacheStats;
 pub use client_rate::{ClientRate, PrefixError};
 pub use config::{
     DiskNet, Ipv4Config, Ipv6Config, Limits, Polling, Quota, Retention, ShardConfig,
@@ -61,6 +65,7 @@ pub use control::SendFlags;
 pub use executor::{JoinHandle, TooManyTasks};
 pub use listener::ListenError;
 pub use metrics::{RxMetrics, ShardMetrics};
+pub use semantics::Sent;
 pub use shard::{Idle, Shard, Turn};
 pub use splice::SendFileError;
 pub use stack::{ConnectError, Sleep, Stack};

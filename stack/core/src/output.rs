@@ -19,6 +19,7 @@ use crate::flow::FlowKey;
 use crate::neighbor::{Lookup, Solicit};
 use crate::output6;
 use crate::pairs::{PairBytes, Pairs};
+use crate::payload::sum_payload;
 use crate::state::{State, TOKEN_LINK, env};
 
 /// Packets other than TCP's that wait for room on the link at most.
@@ -683,20 +684,6 @@ fn put_words(header: &mut [u8; HEADER_MAX], at: usize, words: [u32; 5]) {
     if let [a, b, c, d, e] = room {
         [*a, *b, *c, *d, *e] = words.map(u32::to_ne_bytes);
     }
-}
-
-/// Length of a payload, and its sum if that is wanted. Not inlined: what it takes to sum runs of any
-/// length would crowd the headers out of the registers.
-#[inline(never)]
-pub(crate) fn sum_payload(slices: &[IoBuf], wanted: bool) -> (usize, Sum) {
-    let (mut len, mut sum) = (0, Sum::new());
-    for slice in slices {
-        len += slice.len();
-        if wanted {
-            sum.add_bytes(slice);
-        }
-    }
-    (len, sum)
 }
 
 #[cfg(test)]

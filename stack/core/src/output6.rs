@@ -10,8 +10,9 @@ use millstream_wire::tcp;
 
 use crate::flow::FlowKey;
 use crate::ipv6::L4_OFFSET;
-use crate::output::{Checksums, sum_payload};
+use crate::output::Checksums;
 use crate::pairs::PairBytes;
+use crate::payload::sum_payload;
 
 /// Writes the headers of a segment; returns their length and what is left to the NIC.
 pub(crate) fn build_segment(

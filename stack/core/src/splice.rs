@@ -15,6 +15,8 @@
 //! Where a read fails, what comes before it is sent and acknowledged, and the connection is reset. A
 //! file that is no longer what it was when it was opened is noticed before its last byte is sent.
 
+mod reread;
+
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::task::Waker;
@@ -29,6 +31,7 @@ use crate::conn::{ConnId, Facts, NONE};
 use crate::read::{TASK_READ, TaskReads};
 use crate::readahead::DiskPace;
 use crate::state::{State, env};
+use reread::{REREAD, Reread};
 
 /// Of how many blocks one finds the read-ahead computed anew.
 const PACE_EVERY: u32 = 4;
@@ -39,9 +42,6 @@ const CHECK_EVERY: u32 = 64;
 /// What may wait to be sent before no more is read: it waits for the link or for its rate then, not for
 /// the disk.
 const READY_BYTES_MAX: usize = 4 * BLOCK_BYTES;
-
-/// In the token of a read of what was let go of; the rest is the transfer's number.
-const REREAD: u64 = 1 << 62;
 
 /// How long errors of the disk are gathered before they are told again.
 const TELL_EVERY_NANOS: u64 = 1_000_000_000;
@@ -82,16 +82,6 @@ enum Block {
     Ready(IoBuf),
     /// It could not be read.
     Failed(DiskError),
-}
-
-/// Bytes that were let go of and are to be sent again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Reread {
-    None,
-    /// Those from here in the stream on are wanted.
-    Wanted(u64),
-    /// They are in the disk queue.
-    Reading(u64),
 }
 
 /// A transfer in progress.
@@ -193,7 +183,8 @@ impl State {
         if range.start > range.end || range.end > file.len() {
             return Err(SendFileError::Range { range, len: file.len() });
         }
-        let align = file.align_bytes() as u64;
+        // What is kept for others is whole blocks.
+        let align = if self.cache.is_on() { BLOCK_BYTES as u64 } else { file.align_bytes() as u64 };
         let Some(conn) = self.conns.named_mut(id) else {
             return Err(SendFileError::Connection(std::io::ErrorKind::NotConnected.into()));
         };
@@ -307,20 +298,26 @@ impl State {
             conn.schedule_output(&mut self.output, number);
         }
         self.splice_reread(number);
-        self.splice_read(number, splice_number);
+        if self.splice_read(number, splice_number) {
+            // What was in the cache is there already.
+            return self.splice_progress(number);
+        }
         self.rearm(number);
     }
 
-    /// Asks the disk for what the window wants.
-    fn splice_read(&mut self, number: u32, splice_number: u32) {
-        let free = self.arena.free(SizeClass::Block);
+    /// Takes what the window wants from the cache, or asks the disk for it. Returns whether the block that
+    /// is next in order came from the cache.
+    fn splice_read(&mut self, number: u32, splice_number: u32) -> bool {
+        // What is kept makes way for what is wanted.
+        let free = self.arena.free(SizeClass::Block) + self.cache.len();
         let (all, _) = self.arena.stats().blocks;
         let turn = self.metrics.turns;
+        let mut is_next = false;
         loop {
-            let Some(conn) = self.conns.get_mut(number) else { return };
-            let Some(splice) = self.splices.get_mut(splice_number) else { return };
+            let Some(conn) = self.conns.get_mut(number) else { return is_next };
+            let Some(splice) = self.splices.get_mut(splice_number) else { return is_next };
             if splice.next_read >= splice.end || conn.facts.contains(Facts::PARKED) {
-                return;
+                return is_next;
             }
             // What is read or queued but not sent may exceed what the window takes by the read-ahead,
             // no matter how long a peer keeps its window closed.
@@ -337,7 +334,21 @@ impl State {
             let ahead = if free < all / 4 { 1 } else { splice.ahead.max(1) as usize };
             let too_many = held >= self.limits.splice_buffers && free < all / 2;
             if too_many || queued >= taken + ahead * BLOCK_BYTES {
-                return;
+                return is_next;
+            }
+            if self.cache.is_on()
+                && let Some(buf) = self.cache.get(&splice.file, splice.next_read)
+            {
+                let part = splice.part(splice.next_read);
+                if part.end > buf.len() {
+                    // Not to be: blocks are kept under the length that their file has.
+                    return is_next;
+                }
+                buf.memoize();
+                is_next |= splice.blocks.is_empty();
+                splice.blocks.push_back(Block::Ready(buf.slice(part)));
+                splice.next_read += BLOCK_BYTES as u64;
+                continue;
             }
             if splice.turn != turn {
                 (splice.turn, splice.turn_reads) = (turn, 0);
@@ -347,17 +358,21 @@ impl State {
                 if !std::mem::replace(&mut splice.again, true) {
                     self.splices.again.push_back(id);
                 }
-                return;
+                return is_next;
             }
             let buf = if self.splices.in_disk < self.splices.depth {
-                self.arena.alloc(SizeClass::Block)
+                match self.arena.alloc(SizeClass::Block) {
+                    None if self.cache.relieve() => self.arena.alloc(SizeClass::Block),
+                    other => other,
+                }
             } else {
                 None
             };
-            let Some(splice) = self.splices.get_mut(splice_number) else { return };
+            let Some(splice) = self.splices.get_mut(splice_number) else { return is_next };
             let align = splice.file.align_bytes() as u64;
             let block = splice.first_block.wrapping_add(splice.blocks.len() as u32);
-            let until_end = (splice.end - splice.next_read).next_multiple_of(align);
+            let end = if self.cache.is_on() { splice.file.len() } else { splice.end };
+            let until_end = (end - splice.next_read).next_multiple_of(align);
             let len = until_end.min(BLOCK_BYTES as u64);
             let submitted = buf.is_some_and(|buf| {
                 let token = u64::from(splice_number) << 32 | u64::from(block);
@@ -370,7 +385,7 @@ impl State {
                 if let Some(conn) = self.conns.get_mut(number) {
                     conn.park(&mut self.splices.parked, number);
                 }
-                return;
+                return is_next;
             }
             splice.blocks.push_back(Block::Reading(self.now));
             splice.next_read += len;
@@ -378,101 +393,6 @@ impl State {
             splice.turn_reads += 1;
             self.splices.in_disk += 1;
             self.splices.begun += 1;
-        }
-    }
-
-    /// A connection has sent what it may. Its file's buffers are let go of if that is wanted, and what
-    /// is missing for sending it again is asked for.
-    #[inline]
-    pub fn splice_sent(&mut self, number: u32) {
-        if self.splices.retention == Retention::UntilTx {
-            self.let_go_of_sent(number);
-        }
-    }
-
-    fn let_go_of_sent(&mut self, number: u32) {
-        let Some(conn) = self.conns.get_mut(number) else { return };
-        let Some(splice) = self.splices.get_mut(conn.splice).filter(|splice| splice.until_tx)
-        else {
-            return;
-        };
-        let wanted = conn.tcb.let_go_of_sent(&mut self.slices, splice.base_total);
-        if let (Some(total), Reread::None) = (wanted, splice.reread) {
-            splice.reread = Reread::Wanted(total);
-            self.splice_reread(number);
-        }
-    }
-
-    /// Asks the disk again for what is to be sent again.
-    fn splice_reread(&mut self, number: u32) {
-        let Some(conn) = self.conns.get_mut(number) else { return };
-        let splice_number = conn.splice;
-        let Some(splice) = self.splices.get_mut(splice_number) else { return };
-        let Reread::Wanted(total) = splice.reread else { return };
-        let offset = splice.start + (total - splice.base_total);
-        let align = splice.file.align_bytes() as u64;
-        let start = offset / align * align;
-        let len = (splice.next_append - start).next_multiple_of(align).min(BLOCK_BYTES as u64);
-        let (file, token) = (splice.file.clone(), REREAD | u64::from(splice_number));
-        let buf = if self.splices.in_disk < self.splices.depth {
-            self.arena.alloc(SizeClass::Block)
-        } else {
-            None
-        };
-        let submitted = buf.is_some_and(|buf| {
-            let read = Read { file, offset: start, len: len as usize, buf, token };
-            self.disk.submit(read).is_ok()
-        });
-        if !submitted {
-            self.metrics.splice_parked += 1;
-            return conn.park(&mut self.splices.parked, number);
-        }
-        self.splices.in_disk += 1;
-        if let Some(splice) = self.splices.get_mut(splice_number) {
-            splice.reread = Reread::Reading(total);
-            splice.in_disk += 1;
-        }
-    }
-
-    /// What was let go of is there again.
-    fn reread_completed(&mut self, completion: Completion) {
-        let number = completion.token as u32;
-        let Some(splice) = self.splices.slots.get_mut(number as usize).and_then(Option::as_mut)
-        else {
-            return;
-        };
-        splice.in_disk -= 1;
-        let Reread::Reading(total) = splice.reread else { return };
-        splice.reread = Reread::None;
-        if splice.outcome.is_some() {
-            return self.splice_free_if_over(number);
-        }
-        let (id, unchanged) = (splice.conn, splice.file.check_unchanged());
-        let offset = splice.start + (total - splice.base_total);
-        let skip = (offset % splice.file.align_bytes() as u64) as usize;
-        let end = (splice.next_append - (offset - skip as u64)).min(BLOCK_BYTES as u64) as usize;
-        let result = match completion.result {
-            Ok(len) if len < end => Err(DiskError::Truncated),
-            other => unchanged.and(other),
-        };
-        let Some(conn) = self.conns.named_mut(id) else { return };
-        match result {
-            Ok(_) => {
-                let buf = completion.buf.freeze(skip..end);
-                if conn.tcb.refill(&mut self.slices, total, &buf) {
-                    self.metrics.reread_bytes += buf.len() as u64;
-                    conn.schedule_output(&mut self.output, id.number);
-                } else {
-                    splice.reread = Reread::Wanted(total);
-                    conn.park(&mut self.splices.parked, id.number);
-                }
-            }
-            Err(source) => {
-                conn.tcb.abort(&mut env!(self));
-                self.note_disk_error(offset, source);
-                self.splice_end(number, Err(SendFileError::Disk { offset, source }));
-                self.settle(id.number);
-            }
         }
     }
 
@@ -517,13 +437,21 @@ impl State {
             self.splices.pace.note(*since, now);
         }
         let offset = splice.first_offset + (at * BLOCK_BYTES) as u64;
-        let skip = splice.next_append.saturating_sub(offset).min(BLOCK_BYTES as u64);
-        let wanted = (splice.end - offset).min(BLOCK_BYTES as u64);
-        *place = match result {
-            Ok(len) if (len as u64) < wanted => Block::Failed(DiskError::Truncated),
-            Ok(_) => Block::Ready(buf.freeze(skip as usize..wanted as usize)),
+        let part = splice.part(offset);
+        let read = match self.cache.is_on() {
+            true => (splice.file.len() - offset).min(BLOCK_BYTES as u64) as usize,
+            false => part.end,
+        };
+        let block_read = match result {
+            Ok(len) if len < read => Block::Failed(DiskError::Truncated),
+            Ok(_) => {
+                let buf = self.cache.insert(&splice.file, offset, buf.freeze(0..read));
+                Block::Ready(buf.slice(part))
+            }
             Err(error) => Block::Failed(error),
         };
+        let Some(place) = splice.blocks.get_mut(at) else { return };
+        *place = block_read;
         let failed = match place {
             Block::Failed(error) => Some(*error),
             _ => None,
@@ -648,7 +576,8 @@ impl State {
         for _ in 0..self.splices.writers.len() {
             // A buffer of either size does.
             let some = |class| self.arena.free(class) > 0;
-            if !(some(SizeClass::Block) || some(SizeClass::Frame)) || self.slices.is_full() {
+            let room = some(SizeClass::Frame) || some(SizeClass::Block) || self.cache.relieve();
+            if !room || self.slices.is_full() {
                 break;
             }
             let Some(id) = self.splices.writers.pop_front() else { break };
@@ -671,12 +600,20 @@ impl State {
     }
 
     /// Whether a read could begin now.
-    fn splice_room(&self) -> bool {
-        self.arena.free(SizeClass::Block) > 0 && self.splices.in_disk < self.splices.depth
+    fn splice_room(&mut self) -> bool {
+        self.splices.in_disk < self.splices.depth
+            && (self.arena.free(SizeClass::Block) > 0 || self.cache.relieve())
     }
 }
 
 impl Splice {
+    /// What the transfer wants of the block that begins at `offset` of the file.
+    fn part(&self, offset: u64) -> Range<usize> {
+        let skip = self.next_append.saturating_sub(offset).min(BLOCK_BYTES as u64);
+        let wanted = (self.end - offset).min(BLOCK_BYTES as u64);
+        skip as usize..wanted as usize
+    }
+
     /// It ends with what was appended.
     fn fail(&mut self, error: DiskError) {
         self.failed = Some((self.next_append, error));

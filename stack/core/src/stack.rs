@@ -8,11 +8,12 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use millstream_buf::{Arena, ArenaStats};
-use millstream_disk::DiskStats;
+use millstream_buf::{Arena, ArenaStats, IoBuf};
+use millstream_disk::{DiskStats, File};
 use millstream_tcp::{Tcb, TcpStats};
 use millstream_timer::{Backup, Instant, TriggerStats};
 
+use crate::block_cache::CacheStats;
 use crate::conn::{ConnId, Conns, Facts, NONE};
 use crate::executor::{Executor, JoinHandle, TooManyTasks};
 use crate::flow::FlowKey;
@@ -251,6 +252,17 @@ impl Stack {
     /// The disk queue's counters.
     pub fn disk_stats(&self) -> DiskStats {
         self.state().disk.stats()
+    }
+
+    /// What the cache of file content has done.
+    pub fn cache_stats(&self) -> CacheStats {
+        self.state().cache.stats()
+    }
+
+    /// The block of `file` that begins at `offset`, a multiple of 16 KiB, if it is in the cache.
+    pub fn cached_block(&self, file: &File, offset: u64) -> Option<IoBuf> {
+        let mut state = self.state();
+        if state.cache.is_on() { state.cache.get(file, offset) } else { None }
     }
 
     /// The fill of the arena.

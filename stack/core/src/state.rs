@@ -11,6 +11,7 @@ use millstream_tcp::{Env, Events, IsnGenerator, Segment, SliceSlab, SynCookies, 
 use millstream_timer::{Instant, TimerId, TimerWheel, TriggerStats};
 
 use crate::autoconf::Host;
+use crate::block_cache::BlockCache;
 use crate::channel::{Channel, ChannelSlab, Packet, Refused};
 use crate::config::{DiskNet, Limits, ShardConfig, SynCookiePolicy};
 use crate::conn::{Conn, ConnId, Conns, Facts, NONE};
@@ -122,6 +123,8 @@ pub(crate) struct State {
     pub link_timer: Option<TimerId>,
     pub link_timer_at: Instant,
     pub splices: Splices,
+    /// What was read from files and may be wanted again.
+    pub cache: Box<BlockCache>,
     pub disk_net: DiskNet,
     /// The segment that is being sent.
     pub segment: Segment,
@@ -233,6 +236,7 @@ impl State {
             link_timer: None,
             link_timer_at: Instant::FAR_FUTURE,
             splices: Splices::new(limits.disk_depth, retention),
+            cache: Box::new(BlockCache::new(limits.cache_blocks)),
             disk_net,
             segment: Segment::default(),
             rx: RxMetrics::default(),
@@ -241,6 +245,8 @@ impl State {
             icmp_second: u64::MAX,
             capabilities,
         };
+        // Where the card sums, remembering sums is of no use.
+        state.arena.set_memo(!skip_checksums && !state.capabilities.tx_tcp_checksum);
         state.rearm_link_timer();
         state
     }

@@ -469,7 +469,7 @@ impl futures_io::AsyncWrite for TcpStream {
 }
 
 /// The answer for a connection that is no more.
-fn gone<T>() -> Poll<io::Result<T>> {
+pub(crate) fn gone<T>() -> Poll<io::Result<T>> {
     Poll::Ready(Err(io::ErrorKind::NotConnected.into()))
 }
 
@@ -557,7 +557,7 @@ fn wait_to_write<T>(conn: &mut Conn, cx: &Context<'_>) -> Poll<io::Result<T>> {
     Poll::Pending
 }
 
-fn register_writer(conn: &mut Conn, cx: &Context<'_>) {
+pub(crate) fn register_writer(conn: &mut Conn, cx: &Context<'_>) {
     register(&mut conn.write_waker, cx);
     conn.facts.insert(Facts::WRITE_WAITING);
 }

@@ -221,7 +221,7 @@ fn phases_turn_and_generations_wrap_over_many_rounds() {
 
 #[test]
 fn a_media_error_fails_its_read_alone() {
-    let bad = vec![8..9];
+    let bad: Vec<_> = std::iter::once(8..9).collect();
     let mut world = world(SimConfig { bad, ..SimConfig::default() }, 8);
     for offset in [0, 4096, 8192] {
         world.submit(offset, 4096);
@@ -323,7 +323,7 @@ fn buffers_of_a_controller_that_does_not_stop_are_leaked() {
     }
     let ghosts = world.sim_stats().ghosts;
     world.run_for(20_000 * MS);
-    assert!(world.sim_stats().ghosts >= ghosts + 1, "it does write");
+    assert!(world.sim_stats().ghosts > ghosts, "it does write");
     assert!(held.iter().all(|buf| buf.iter().all(|&byte| byte == 0xee)));
 }
 

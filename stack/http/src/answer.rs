@@ -3,7 +3,8 @@
 use std::ops::Range;
 use std::rc::Rc;
 
-use millstream_buf::{Arena, FRAME_BYTES, IoBuf, SizeClass};
+use millstream_buf::{Arena, BLOCK_BYTES, FRAME_BYTES, IoBuf, SizeClass};
+use millstream_core::Stack;
 use millstream_disk::{File, OpenError, Source};
 use millstream_timer::Instant;
 
@@ -23,6 +24,9 @@ use crate::stats::HttpStats;
 /// Times that a file must be asked for before its content is kept: one that is fetched once leaves
 /// the others alone.
 const USES_BEFORE_FILL: u32 = 2;
+
+/// A page shorter than this is summed faster than its sum is looked up.
+const MEMO_BYTES_MIN: usize = 512;
 
 /// Where the head of a response is.
 pub(crate) enum Head {
@@ -68,6 +72,7 @@ pub(crate) enum Answer {
 /// What all connections of a server share.
 pub(crate) struct Site {
     source: Source,
+    stack: Stack,
     arena: Arena,
     config: ServerConfig,
     pub cache: FileCache,
@@ -88,23 +93,18 @@ pub(crate) struct Site {
 }
 
 impl Site {
-    pub fn new(
-        source: Source,
-        arena: Arena,
-        config: ServerConfig,
-        filler: Filler,
-        now: Instant,
-    ) -> Self {
+    pub fn new(source: Source, stack: &Stack, config: ServerConfig, filler: Filler) -> Self {
         Self {
             source,
-            arena,
+            stack: stack.clone(),
+            arena: stack.arena(),
             config,
             cache: FileCache::new(&config.cache),
             repeats: Repeats::new(),
             filler,
             names: Names::new(config.lookup_threads),
             attended: false,
-            today: Today::new(config.wall_clock, now),
+            today: Today::new(config.wall_clock, stack.now()),
             stats: HttpStats::default(),
             scratch: Vec::with_capacity(1024),
             canonical: Vec::with_capacity(256),
@@ -389,6 +389,15 @@ impl Site {
             return;
         }
         let file = file.clone();
+        // What transfers have brought in is kept once.
+        let block = |offset| self.stack.cached_block(&file, offset as u64);
+        let there: Option<Rc<[IoBuf]>> =
+            (0..len as usize).step_by(BLOCK_BYTES).map(block).collect();
+        if let Some(id) = id
+            && there.is_some()
+        {
+            return self.filled(id, there);
+        }
         if let Some(id) = id
             && self.cache.could_keep(len as usize)
             && self.filler.start(&self.arena, id, &file, len as usize)
@@ -407,6 +416,8 @@ impl Site {
                 Some(copy) => Rc::from([copy]),
                 None => slices,
             };
+            // It is sent more than once, or it would not be here.
+            slices.iter().for_each(IoBuf::memoize);
             self.cache.keep_content(id, slices)
         });
         if kept {
@@ -518,7 +529,11 @@ fn page<'a>(
             room.copy_from_slice(body);
             end += body.len();
         }
-        entry.page = Some(Page { buf: buf.freeze(0..end), head_len, tick: today.tick });
+        let buf = buf.freeze(0..end);
+        if end >= MEMO_BYTES_MIN {
+            buf.memoize();
+        }
+        entry.page = Some(Page { buf, head_len, tick: today.tick });
     }
     entry.page.as_ref()
 }

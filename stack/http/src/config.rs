@@ -2,6 +2,8 @@
 
 use std::time::{Duration, SystemTime};
 
+use millstream_buf::DataSemantics;
+
 /// How long a peer may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
@@ -74,6 +76,9 @@ pub struct ServerConfig {
     pub timeouts: Timeouts,
     /// The cache.
     pub cache: CacheConfig,
+    /// How cached content is sent: by reference ([`DataSemantics::EmulatedCopy`] and all others), or with
+    /// [`DataSemantics::Copy`] copied for each response, which is for comparison.
+    pub semantics: DataSemantics,
     /// Where `Date` comes from, asked once a second.
     pub wall_clock: fn() -> SystemTime,
 }
@@ -87,6 +92,7 @@ impl Default for ServerConfig {
             lookup_threads: 0,
             timeouts: Timeouts::default(),
             cache: CacheConfig::default(),
+            semantics: DataSemantics::default(),
             wall_clock: SystemTime::now,
         }
     }

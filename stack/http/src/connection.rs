@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use millstream_buf::IoBuf;
+use millstream_buf::{DataSemantics, IoBuf};
 use millstream_core::{SendFileError, Sleep, Stack, TcpStream};
 use millstream_disk::File;
 use millstream_timer::Instant;
@@ -366,11 +366,17 @@ impl Connection {
     }
 
     async fn send_slice(&mut self, mut slice: IoBuf) -> Result<(), End> {
-        let Self { stream, input, pace, queued, .. } = self;
+        let Self { shared, stream, input, pace, queued } = self;
+        let copies = shared.config.semantics == DataSemantics::Copy;
         poll_fn(|cx| {
             while !slice.is_empty() {
                 let before = slice.len();
-                match stream.poll_send_buf(cx, &mut slice) {
+                let sent = if copies {
+                    stream.poll_write(cx, &slice).map_ok(|count| slice.advance(count))
+                } else {
+                    stream.poll_send_buf(cx, &mut slice)
+                };
+                match sent {
                     Poll::Ready(Ok(())) => *queued += (before - slice.len()) as u64,
                     Poll::Ready(Err(_)) => return Poll::Ready(Err(End::Broken)),
                     Poll::Pending => {

@@ -144,8 +144,7 @@ impl FileServer {
         fills: Box<dyn DiskQueue>,
         config: ServerConfig,
     ) -> Self {
-        let (filler, now) = (Filler::new(fills), stack.now());
-        let site = Site::new(source.into(), stack.arena(), config, filler, now);
+        let site = Site::new(source.into(), stack, config, Filler::new(fills));
         let shared = Shared {
             config,
             site: RefCell::new(site),

@@ -286,6 +286,26 @@ fn a_full_cache_still_serves() {
 }
 
 #[test]
+fn what_transfers_brought_in_is_kept_once() {
+    let folder = Folder::new();
+    folder.put("document", pattern(40_000));
+    let mut world = World::with_blocks(folder, server_config(), 16);
+    let used = |world: &World| {
+        let (all, free) = world.shard.stack().arena_stats().blocks;
+        all - free
+    };
+    assert!(world.get("/document", "").body == pattern(40_000));
+    assert_eq!((used(&world), world.shard.stack().disk_stats().reads), (3, 3));
+    // The second time it is worth keeping as a whole: the same blocks, without another read.
+    for _ in 0..3 {
+        assert!(world.get("/document", "").body == pattern(40_000));
+    }
+    let stats = world.server.stats();
+    assert_eq!((stats.cache_fills, stats.cache_hits), (1, 3));
+    assert_eq!((used(&world), world.shard.stack().disk_stats().reads), (3, 3));
+}
+
+#[test]
 fn files_that_grow_shrink_or_cannot_be_read() {
     let mut world = world();
     assert_eq!(world.get("/large.bin", "Range: bytes=0-9\r\n").status, 206);

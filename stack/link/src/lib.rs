@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod handover;
 pub mod mem;
 
 use std::os::fd::BorrowedFd;

@@ -37,6 +37,8 @@ bitflags::bitflags! {
         const MERGED = 1 << 7;
         /// It was a part of such a one, and when it was sent is not known.
         const VAGUE = 1 << 8;
+        /// It is the rest of a run that is sent again at one go, whose last segment gets PSH.
+        const RUN_END = 1 << 9;
     }
 }
 
@@ -459,6 +461,7 @@ impl Flight {
             lower.next = new;
             lower.segments = below;
             lower.fate.set(Fate::VAGUE, record.is(Fate::MERGED));
+            lower.fate.remove(Fate::RUN_END);
             if record.is(Fate::TIMED) {
                 lower.later = new;
             }

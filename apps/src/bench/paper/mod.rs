@@ -5,6 +5,7 @@
 //! |---|---|---|
 //! | `accuracy` | 4, 5: how well a rate is kept | virtual |
 //! | `response` | 6, 7: response times by acknowledgements and by rate | virtual |
+//! | `real` | 1, 2, 3, 8: trigger points, events, polling | this machine |
 //! | `world` | two hosts in virtual time | |
 //! | `table`, `chart` | how they are shown | |
 //!
@@ -12,6 +13,7 @@
 
 mod accuracy;
 mod chart;
+mod real;
 mod response;
 mod table;
 mod world;
@@ -49,6 +51,7 @@ struct Module {
 const MODULES: &[Module] = &[
     Module { tables: accuracy::TABLES, make: accuracy::make },
     Module { tables: response::TABLES, make: response::make },
+    Module { tables: real::TABLES, make: real::make },
 ];
 
 fn table_number(text: &str) -> Result<u8, String> {

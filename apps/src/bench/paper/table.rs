@@ -11,6 +11,8 @@ use crate::bench::report::grouped;
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum Value {
+    /// Words.
+    Text(String),
     /// A count.
     Count(u64),
     /// A measurement, shown with so many decimals.
@@ -25,6 +27,7 @@ fn only_value<S: serde::Serializer>(value: &f64, _: &usize, to: S) -> Result<S::
 impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Text(text) => f.pad(text),
             Self::Count(count) => f.pad(&grouped(*count)),
             Self::Number(value, decimals) => f.pad(&format!("{value:.decimals$}")),
         }

@@ -544,7 +544,12 @@ impl Tcb {
             end += 1;
         }
         let last = seq + sent == self.snd_end;
-        if sent != 0 && (last || self.send_queue.record_ends_at(env.slices, seq + sent)) {
+        // A run that is lost as a whole, and for which there is room, is one again, as in Linux.
+        let run_ends = record.is(Fate::RUN_END) && end == record.end;
+        let run = end != record.end
+            && (record.is(Fate::RUN_END) || self.pipe() + record.len() <= self.window.cwnd);
+        let pushed = last || run_ends || self.send_queue.record_ends_at(env.slices, seq + sent);
+        if sent != 0 && pushed {
             out.flags |= Flags::PSH;
         }
         env.stats.bytes_out += u64::from(sent);
@@ -553,6 +558,13 @@ impl Tcb {
         let mut first = false;
         if let Some((flight, records)) = env.slices.flights.get_mut(self.flight) {
             let coarse = end != record.end && !flight.split(records, index, end);
+            let next = records.get(index).map_or(NIL, |record| record.next);
+            if run
+                && !coarse
+                && let Some(rest) = records.get_mut(next)
+            {
+                rest.fate.insert(Fate::RUN_END);
+            }
             flight.resend(records, index, coarse, now_us, tx_flight);
             flight.prr.out = flight.prr.out.saturating_add(end.bytes_since(seq));
             flight.undo.note_resent(stamp);

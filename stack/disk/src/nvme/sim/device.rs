@@ -229,7 +229,7 @@ impl SimDevice {
     fn csts(&self) -> u32 {
         let ready = matches!(self.power, Power::On | Power::Stopping(_));
         let shutdown = if self.shut_down { 2 << 2 } else { 0 };
-        u32::from(ready) * CSTS_READY | u32::from(self.fatal) * CSTS_FATAL | shutdown
+        (u32::from(ready) * CSTS_READY) | (u32::from(self.fatal) * CSTS_FATAL) | shutdown
     }
 
     #[inline]
@@ -244,7 +244,7 @@ impl SimDevice {
             self.stats.violations += 1;
             return;
         }
-        if index % 2 == 0 {
+        if index.is_multiple_of(2) {
             if value >= u32::from(queue.sq_entries) {
                 self.stats.violations += 1;
                 return;
