@@ -163,7 +163,8 @@ impl Tcb {
             return;
         };
         pacer.start = Start::At { bytes_per_s, from, bytes };
-        self.window.cwnd = self.window.cwnd.max(bytes);
+        // It may have grown before the reduction, and all of that is out.
+        self.window.cwnd = self.window.cwnd.max(bytes).max(pipe);
         self.congestion.set_rate(bytes_per_s);
         env.stats.known_starts_failed -= 1;
     }
