@@ -158,6 +158,12 @@ impl IoBuf {
         unsafe { self.header.as_ref().refs.get() == 1 }
     }
 
+    /// Handles on the buffer.
+    pub(crate) fn references(&self) -> u32 {
+        // SAFETY: the header lives as long as a handle does.
+        unsafe { self.header.as_ref().refs.get() }
+    }
+
     /// If `next` starts where this slice ends, in the same buffer, takes it in and returns `true`.
     #[inline]
     pub fn try_join(&mut self, next: &IoBuf) -> bool {

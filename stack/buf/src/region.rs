@@ -16,8 +16,9 @@ use crate::semantics::DataSemantics;
 /// into a copy where somebody does. That copy is counted.
 #[derive(Debug)]
 pub struct Region {
-    arena: Arena,
+    /// Before the arena: when the region is the arena's last user, its buffers must be home by then.
     agg: Agg,
+    arena: Arena,
 }
 
 impl Region {
@@ -68,6 +69,13 @@ impl Region {
     /// Its bytes, in slices.
     pub fn slices(&self) -> impl Iterator<Item = &IoBuf> {
         self.agg.slices()
+    }
+
+    /// Whether nobody else holds any of its buffers. Input that was [swapped in](Self::swap_in) leaves
+    /// several slices of one buffer.
+    fn is_alone(&self) -> bool {
+        let of = |buffer: &IoBuf| self.slices().filter(|s| s.header() == buffer.header()).count();
+        self.slices().all(|slice| slice.is_unique() || slice.references() as usize == of(slice))
     }
 
     /// Copies bytes from `at` on into `out`; returns how many there were.
@@ -228,7 +236,7 @@ impl Lent {
 
     /// Whether no output holds any of it.
     pub fn is_back(&self) -> bool {
-        self.region.slices().all(IoBuf::is_unique)
+        self.region.is_alone()
     }
 
     /// Writes into what is being sent: the weak integrity of *share*. The peer sees old bytes, new ones,
@@ -305,7 +313,7 @@ impl RegionCache {
             return Region::zeroed(&self.arena, len);
         }
         let mut hidden = self.hidden.borrow_mut();
-        let fits = |region: &Region| region.len() == len && region.slices().all(IoBuf::is_unique);
+        let fits = |region: &Region| region.len() == len && region.is_alone();
         match hidden.iter().position(fits).and_then(|at| hidden.swap_remove_back(at)) {
             Some(region) => Ok(region),
             None => Region::new(&self.arena, len),
@@ -515,5 +523,29 @@ mod tests {
         bytes[777..777 + 1448].fill(0xee);
         assert_eq!(region.slices().flat_map(|s| s.to_vec()).collect::<Vec<_>>(), bytes);
         assert!(region.slices().any(|slice| slice.as_ptr() == at), "the frame itself");
+    }
+
+    #[test]
+    fn a_loan_of_a_region_that_took_input_comes_back() {
+        let arena = arena();
+        let cache = RegionCache::new(&arena, 4);
+        let (mut region, _) = region(&arena, 16_384);
+        let frame = arena.alloc(SizeClass::Frame).unwrap().freeze(0..1448);
+        region.swap_in(777, frame.into());
+        let (out, after) = region.refer(0..16_384, DataSemantics::EmulatedShare, &cache);
+        let After::Lent(lent) = after else { panic!() };
+        assert!(!lent.is_back());
+        drop(out);
+        assert!(lent.is_back(), "nobody but the region holds a buffer");
+    }
+
+    #[test]
+    fn the_last_region_of_an_arena_takes_its_memory_along() {
+        let arena = arena();
+        let memory = std::rc::Rc::downgrade(&arena.0);
+        let region = Region::new(&arena, 100).unwrap();
+        drop(arena);
+        drop(region);
+        assert!(memory.upgrade().is_none(), "leaked");
     }
 }

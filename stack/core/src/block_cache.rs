@@ -166,11 +166,18 @@ impl BlockCache {
     /// Gives up some blocks so that others find buffers. Returns whether a buffer came free.
     #[cold]
     pub fn relieve(&mut self) -> bool {
-        for _ in 0..RELIEF_MAX {
-            match self.evict() {
-                Some(buf) if buf.is_unique() => return true,
-                Some(_) => {}
-                None => return false,
+        for short in [true, false] {
+            for _ in 0..RELIEF_MAX {
+                let queue = if short { &mut self.short } else { &mut self.long };
+                let Some(slot) = queue.pop_front() else { break };
+                let entry = self.slots.get(slot as usize).and_then(Option::as_ref);
+                if entry.is_some_and(|entry| !entry.buf.is_unique()) {
+                    // To forget what is being sent frees nothing, and has it read a second time.
+                    queue.push_back(slot);
+                    continue;
+                }
+                self.remove(slot);
+                return true;
             }
         }
         false

@@ -88,6 +88,10 @@ impl Lab {
     /// Sends `file` to whoever connects, from the offset that the peer asks for in eight bytes.
     /// What became of each transfer is kept.
     fn serve(&self, file: File) -> Rc<RefCell<Vec<Result<(), SendFileError>>>> {
+        self.serve_with(file, false)
+    }
+
+    fn serve_with(&self, file: File, nodelay: bool) -> Rc<RefCell<Vec<Result<(), SendFileError>>>> {
         let listener = self.server.0.stack().listen(server_at(80), 64).unwrap();
         let stack = self.server.0.stack().clone();
         let outcomes = Rc::new(RefCell::new(Vec::new()));
@@ -95,6 +99,7 @@ impl Lab {
         let accepting = async move {
             loop {
                 let (stream, _) = listener.accept().await;
+                stream.set_nodelay(nodelay);
                 let (file, outcomes) = (file.clone(), Rc::clone(&outcomes));
                 let sending = async move {
                     let mut offset = [0; 8];
@@ -462,4 +467,24 @@ fn buffers_that_are_let_go_of_when_sent_do_not_bound_what_is_in_flight() {
     let lossy = DirectionConfig { loss: 0.002, ..far };
     let (_, sent, reread) = with_retention(lossy, Retention::UntilTx);
     assert!(reread > 0 && sent < 12.0, "{sent} {reread}");
+}
+
+#[test]
+fn what_is_read_again_may_be_short_while_more_is_appended() {
+    for (loss, latency_nanos) in [(0.005, 3_000_000), (0.02, 3_000_000), (0.05, 3_000_000)] {
+        let path = DirectionConfig { loss, ..gigabit() };
+        let way = (DiskNet::Spliced, Retention::UntilTx);
+        let disk = DiskConfig { latency_nanos, channels: 2, ..DiskConfig::default() };
+        let mut lab = Lab::retaining(path, &disk, small_limits(), way);
+        let data = pattern(6_000_001, 5);
+        // As the HTTP server does it: the end of a block goes out alone when no more is there.
+        let outcomes = lab.serve_with(File::in_memory(data.as_slice()), true);
+        let stack = lab.client.0.stack().clone();
+        let (got, cuts) = lab.output(async move { fetch_whole(stack, 6_000_001).await });
+        assert!(got == data);
+        let metrics = lab.server.0.stack().metrics();
+        assert!(metrics.reread_bytes > 0);
+        let all = outcomes.borrow();
+        assert_eq!((cuts, metrics.disk_errors), (0, 0), "{loss} {latency_nanos}: {all:?}");
+    }
 }

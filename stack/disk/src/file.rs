@@ -400,7 +400,7 @@ impl File {
     /// Where on `device` its first byte is, if it lies there.
     #[inline]
     pub(crate) fn start_on(&self, device: DeviceId) -> Option<u64> {
-        matches!(self.0.source, Source::Device(id) if id == device).then_some(0)
+        matches!(self.0.source, Source::Device(id) if id == device).then_some(self.0.base)
     }
 
     /// Copies from `offset` on into `out`, if the bytes are in memory and there are enough.

@@ -11,7 +11,7 @@ use millstream_disk::nvme::sim::{Content, Faults, SimConfig, SimDevice, SimStats
 use millstream_disk::nvme::{
     Bar, Device, Dma, DmaMemory, IovaTable, NvmeConfig, NvmeError, NvmeQueue, NvmeStats,
 };
-use millstream_disk::{Completion, Completions, DiskError, DiskQueue, File, Read};
+use millstream_disk::{Completion, Completions, DiskError, DiskQueue, File, FileStat, Read};
 use millstream_timer::{Clock, Instant, VirtualClock};
 use proptest::prelude::*;
 
@@ -176,6 +176,16 @@ fn the_end_of_the_namespace_is_the_end_of_the_file() {
     let refused = world.read(50_688, 512).result.unwrap_err();
     assert!(refused.to_string().contains("0/80h, beyond the end"), "{refused}");
     assert_eq!(world.nvme_stats().retries, 0, "the device says that this would not help");
+    world.close();
+}
+
+#[test]
+fn a_file_of_an_image_is_read_from_where_it_lies() {
+    let mut world = world(SimConfig::default(), 4);
+    let stat = FileStat { len: 5000, ..world.file.stat() };
+    world.file = world.file.window(1 << 16, stat).unwrap();
+    let done = world.read(0, 16384);
+    assert_pattern(&done, 1 << 16, 5000);
     world.close();
 }
 

@@ -395,6 +395,8 @@ impl Site {
             (0..len as usize).step_by(BLOCK_BYTES).map(block).collect();
         if let Some(id) = id
             && there.is_some()
+            // Blocks that were read before a change and after it must not become one page.
+            && file.check_unchanged().is_ok()
         {
             return self.filled(id, there);
         }

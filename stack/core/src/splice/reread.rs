@@ -16,8 +16,8 @@ pub(super) enum Reread {
     None,
     /// Those from here in the stream on are wanted.
     Wanted(u64),
-    /// They are in the disk queue.
-    Reading(u64),
+    /// They are in the disk queue, up to so many bytes from where the read begins.
+    Reading(u64, usize),
 }
 
 impl State {
@@ -52,7 +52,8 @@ impl State {
         let offset = splice.start + (total - splice.base_total);
         let align = splice.file.align_bytes() as u64;
         let start = offset / align * align;
-        let len = (splice.next_append - start).next_multiple_of(align).min(BLOCK_BYTES as u64);
+        let end = (splice.next_append - start).min(BLOCK_BYTES as u64);
+        let len = end.next_multiple_of(align);
         let (file, token) = (splice.file.clone(), REREAD | u64::from(splice_number));
         let buf = if self.splices.in_disk < self.splices.depth {
             self.arena.alloc(SizeClass::Block)
@@ -69,7 +70,7 @@ impl State {
         }
         self.splices.in_disk += 1;
         if let Some(splice) = self.splices.get_mut(splice_number) {
-            splice.reread = Reread::Reading(total);
+            splice.reread = Reread::Reading(total, end as usize);
             splice.in_disk += 1;
         }
     }
@@ -82,7 +83,7 @@ impl State {
             return;
         };
         splice.in_disk -= 1;
-        let Reread::Reading(total) = splice.reread else { return };
+        let Reread::Reading(total, end) = splice.reread else { return };
         splice.reread = Reread::None;
         if splice.outcome.is_some() {
             return self.splice_free_if_over(number);
@@ -90,7 +91,6 @@ impl State {
         let (id, unchanged) = (splice.conn, splice.file.check_unchanged());
         let offset = splice.start + (total - splice.base_total);
         let skip = (offset % splice.file.align_bytes() as u64) as usize;
-        let end = (splice.next_append - (offset - skip as u64)).min(BLOCK_BYTES as u64) as usize;
         let result = match completion.result {
             Ok(len) if len < end => Err(DiskError::Truncated),
             other => unchanged.and(other),

@@ -1,6 +1,6 @@
 //! An image that is read.
 
-use std::hash::Hasher;
+use std::hash::{Hash, Hasher};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -114,6 +114,11 @@ impl Image {
         let index = tree::read(records, &volume)?;
         let mut hasher = SipHasher13::new();
         hasher.write(&head);
+        if volume.uuid == [0; 16] {
+            // Made reproducibly (`mkfs.erofs -T0 -Uclear`), another content may have the same superblock.
+            let stat = data.stat();
+            (stat.id, stat.modified, stat.changed).hash(&mut hasher);
+        }
         // Zero stands for no image.
         let number = hasher.finish().max(1);
         Ok(Self(Arc::new(Inner { data, volume, number, index })))

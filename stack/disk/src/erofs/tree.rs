@@ -55,7 +55,7 @@ struct Reader<'a, B: ?Sized> {
     seen: HashMap<u64, u32>,
     /// Directories: node, inode, its number.
     pending: Vec<(u32, Inode, u64)>,
-    /// Bytes of directories read so far. No two share blocks, so they fit the image.
+    /// Bytes of directories and links read so far. No two share blocks, so they fit the image.
     dir_bytes: u64,
     block: Vec<u8>,
 }
@@ -167,13 +167,17 @@ impl<B: Blocks + ?Sized> Reader<'_, B> {
     }
 
     fn link(
-        &self,
+        &mut self,
         number: u64,
         inode: &Inode,
         path: &impl Fn() -> String,
     ) -> Result<Box<[u8]>, ImageError> {
         if inode.len > LINK_BYTES_MAX.min(self.volume.block_bytes()) {
             return Err(corrupt(path(), "the target of a link is too long"));
+        }
+        self.dir_bytes += inode.len;
+        if self.dir_bytes > self.image_bytes {
+            return Err(corrupt(path(), "the targets of links do not fit the image"));
         }
         let mut target = vec![0; inode.len as usize];
         if !self.metadata(number, inode, 0, &mut target)? {

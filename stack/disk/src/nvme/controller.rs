@@ -349,6 +349,8 @@ impl<D: Device> Controller<D> {
     }
 
     fn start(&mut self, now: Instant) {
+        self.phase = Phase::Starting;
+        self.until = now + self.cap.ready_timeout();
         let Some(memory) = &self.memory else { return };
         let admin_bytes = usize::from(ADMIN_ENTRIES) * command::COMMAND_BYTES;
         let rings = (
@@ -366,8 +368,6 @@ impl<D: Device> Controller<D> {
         self.device.write64(ASQ, sq);
         self.device.write64(ACQ, cq);
         self.device.write32(CC, CC_SETTINGS | CC_ENABLE);
-        self.phase = Phase::Starting;
-        self.until = now + self.cap.ready_timeout();
     }
 
     fn starting(&mut self, now: Instant) -> Option<Event> {
