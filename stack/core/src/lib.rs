@@ -16,6 +16,7 @@ mod autoconf;
 mod channel;
 mod config;
 mod conn;
+mod container;
 mod control;
 mod demux;
 mod demux6;
@@ -46,6 +47,10 @@ mod udp;
 mod waiting;
 
 pub use config::{Ipv4Config, Ipv6Config, Limits, ShardConfig, SynCookiePolicy, random_secret};
+pub use container::{
+    CONTAINERS_MAX, ContainerError, ContainerId, ContainerSpec, ContainerUsage, PRIORITIES,
+    PRIORITY_DEFAULT, Prefix, PrefixError,
+};
 pub use control::SendFlags;
 pub use executor::{JoinHandle, TooManyTasks};
 pub use listener::ListenError;

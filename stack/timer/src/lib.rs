@@ -9,9 +9,11 @@
 mod clock;
 mod instant;
 mod soft;
+mod stage;
 mod wheel;
 
 pub use clock::{Clock, TscClock, VirtualClock};
 pub use instant::Instant;
 pub use soft::SoftTimers;
+pub use stage::Stage;
 pub use wheel::{TICK_NANOS, TimerId, TimerWheel};
