@@ -2,6 +2,8 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use crate::policy::{RxPolicy, Scheduling};
+
 /// The station's place in its network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ipv4Config {
@@ -120,6 +122,10 @@ pub struct ShardConfig {
     pub secret: [u8; 48],
     /// What listeners do under a flood of SYNs.
     pub syn_cookies: SynCookiePolicy,
+    /// When protocol work is done for what was received.
+    pub rx: RxPolicy,
+    /// How long things may take while containers share the core.
+    pub scheduling: Scheduling,
     /// Verify and compute no checksums at all: for measuring what they cost. Never on a network.
     pub skip_checksums: bool,
 }
@@ -135,6 +141,8 @@ impl ShardConfig {
             tcp: millstream_tcp::Config::default(),
             secret: random_secret(),
             syn_cookies: SynCookiePolicy::default(),
+            rx: RxPolicy::default(),
+            scheduling: Scheduling::default(),
             skip_checksums: false,
         }
     }

@@ -12,6 +12,7 @@
 
 #![forbid(unsafe_code)]
 
+mod agenda;
 mod autoconf;
 mod channel;
 mod config;
@@ -33,8 +34,12 @@ mod output6;
 mod pairs;
 mod path;
 mod pmtu;
+mod policy;
+mod principals;
 mod proxy;
 mod reassembly;
+mod requests;
+mod schedule;
 mod segment;
 mod shard;
 mod splice;
@@ -55,6 +60,9 @@ pub use control::SendFlags;
 pub use executor::{JoinHandle, TooManyTasks};
 pub use listener::ListenError;
 pub use metrics::{RxMetrics, ShardMetrics};
+pub use policy::{Disposition, RxPolicy, Scheduling};
+pub use principals::{ContainerReport, SpawnError};
+pub use requests::{Request, RequestError, RequestQueue, Requests};
 pub use shard::{Idle, Shard, Turn};
 pub use splice::SendFileError;
 pub use stack::{ConnectError, Sleep, Stack};

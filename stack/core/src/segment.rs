@@ -164,7 +164,7 @@ impl State {
         let isn = self.conns.get(number).map(|conn| conn.tcb.isn_beyond(usual));
         self.retain_key(&key);
         self.conn_closed(number);
-        let listener = self.listener_ports[usize::from(key.local_port())];
+        let listener = self.listener_of(packet, key.local_port());
         match listener.checked_sub(1) {
             Some(listener) => {
                 self.open_passively(u32::from(listener), packet, &header, &key, isn);

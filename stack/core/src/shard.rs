@@ -1,6 +1,6 @@
 //! One core: the poll loop.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::rc::Rc;
 use std::time::Duration;
@@ -13,6 +13,7 @@ use millstream_timer::{Clock, Instant};
 
 use crate::config::ShardConfig;
 use crate::executor::Executor;
+use crate::schedule::Done;
 use crate::stack::{Inner, Stack};
 use crate::state::State;
 
@@ -29,7 +30,7 @@ pub enum Idle {
 /// Turns from one look at the link's buffers to the next: at most 32 frames come in a turn.
 const SCARCITY_TURNS: u64 = 16;
 /// The part of the link's buffers of which less is few.
-const SCARCE_PART: usize = 4;
+pub(crate) const SCARCE_PART: usize = 4;
 
 /// How long an adaptive loop polls in vain before it sleeps.
 const SPIN_NANOS: u64 = 200_000;
@@ -49,11 +50,13 @@ pub struct Turn {
 /// Each [`turn`](Self::turn) does what there is to do once:
 /// frames in, channels, timers, disk completions, tasks, segments out.
 pub struct Shard<L: Link, C: Clock> {
-    stack: Stack,
-    link: L,
-    clock: C,
-    burst: RxBurst,
-    completions: ArrayVec<Completion, 32>,
+    pub(crate) stack: Stack,
+    pub(crate) link: L,
+    pub(crate) clock: C,
+    pub(crate) burst: RxBurst,
+    pub(crate) completions: ArrayVec<Completion, 32>,
+    /// What the clock has been told of.
+    pub(crate) done: Done,
 }
 
 impl<L: Link, C: Clock> Shard<L, C> {
@@ -68,9 +71,14 @@ impl<L: Link, C: Clock> Shard<L, C> {
         let executor = Executor::new(config.limits.tasks);
         let now = clock.now();
         let state = State::new(config, link.capabilities().clone(), arena, disk, now);
-        let inner = Inner { state: RefCell::new(state), executor };
+        let clock_spends = clock.spends();
+        let scheduled = Cell::new(false);
+        let inner = Inner { state: RefCell::new(state), executor, scheduled, clock_spends };
+        let stack = Stack(Rc::new(inner));
+        stack.schedule_as_configured();
         Self {
-            stack: Stack(Rc::new(inner)),
+            stack,
+            done: Done::default(),
             link,
             clock,
             burst: RxBurst::new(),
@@ -96,6 +104,9 @@ impl<L: Link, C: Clock> Shard<L, C> {
     /// One turn of the loop.
     #[inline]
     pub fn turn(&mut self) -> Turn {
+        if self.stack.0.scheduled.get() {
+            return self.turn_scheduled();
+        }
         self.link.rx_burst(&mut self.burst);
         let now = self.clock.now();
         let inner = &*self.stack.0;
@@ -142,8 +153,7 @@ impl<L: Link, C: Clock> Shard<L, C> {
             state.disk.kick();
         }
         if state.metrics.turns.is_multiple_of(SCARCITY_TURNS) {
-            state.rx_scarce =
-                self.link.rx_buffers().is_some_and(|(free, total)| free < total / SCARCE_PART);
+            state.look_at_buffers(self.link.rx_buffers());
         }
         state.metrics.turns += 1;
         state.metrics.busy_turns += u64::from(work > 0);
@@ -152,7 +162,8 @@ impl<L: Link, C: Clock> Shard<L, C> {
 
     /// The earliest moment at which a timer wants to fire.
     pub fn next_deadline(&self) -> Instant {
-        self.stack.state().wheel.next_deadline()
+        let state = self.stack.state();
+        state.wheel.next_deadline().min(state.containers.next_deadline())
     }
 
     /// Turns the loop until `future` has ended, and returns its output. Real time only: in a
@@ -170,8 +181,16 @@ impl<L: Link, C: Clock> Shard<L, C> {
         };
         self.stack.0.executor.spawn_root(task);
         let mut idle_since = None;
+        // Without containers all that a busy turn takes is charged to one, at the start of the next.
+        let mut busy_since: Option<Instant> = None;
         loop {
             let turn = self.turn();
+            let began = self.stack.state().now;
+            if let Some(since) = busy_since {
+                self.stack.state().charge_alone(began.nanos_since(since), began);
+            }
+            let alone = !self.stack.0.scheduled.get();
+            busy_since = (alone && turn.work > 0).then_some(began);
             if turn.work > 0 {
                 idle_since = None;
                 if let Some(value) = output.borrow_mut().take() {
@@ -188,7 +207,8 @@ impl<L: Link, C: Clock> Shard<L, C> {
         let (now, deadline, disk_busy, blocked) = {
             let state = self.stack.state();
             let blocked = !state.output.is_empty() || !state.raw.is_empty();
-            (state.now, state.wheel.next_deadline(), state.splices.in_disk > 0, blocked)
+            let deadline = state.wheel.next_deadline().min(state.containers.next_deadline());
+            (state.now, deadline, state.splices.in_disk > 0, blocked)
         };
         let since = *idle_since.get_or_insert(now);
         if now.nanos_since(since) < SPIN_NANOS || disk_busy || blocked {

@@ -249,6 +249,11 @@ impl State {
         }
     }
 
+    /// The connection for which a read was made.
+    pub fn splice_conn(&mut self, token: u64) -> Option<u32> {
+        self.splices.get_mut((token >> 32) as u32).map(|splice| splice.conn.number)
+    }
+
     /// A read has ended.
     pub fn disk_completed(&mut self, completion: Completion) {
         let Completion { token, buf, result } = completion;

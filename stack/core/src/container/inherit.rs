@@ -49,6 +49,12 @@ impl Inheritance {
         Self { nodes: vec![node; tasks], base }
     }
 
+    /// Without tasks: a place holder.
+    pub fn none() -> Self {
+        let base = Standing { container: super::DEFAULT, priority: super::PRIORITY_DEFAULT };
+        Self { nodes: Vec::new(), base }
+    }
+
     fn node(&self, task: u32) -> Option<&Node> {
         self.nodes.get(task as usize)
     }

@@ -146,10 +146,6 @@ impl PortFilters {
         })
     }
 
-    /// All listeners.
-    pub fn listeners(&self) -> impl Iterator<Item = u16> + '_ {
-        self.entries.iter().map(|entry| entry.1)
-    }
 
     /// A prefix that longer ones cover wholly.
     fn hidden(&self) -> Option<Prefix> {
