@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo build test fuzz soak lint bench report-tcp doc clean
+.PHONY: help demo build test fuzz soak sanitize lint bench report-tcp doc clean
 
 # Under sudo, the Rust that rustup installed for the calling user.
 ifdef SUDO_USER
@@ -39,10 +39,14 @@ fuzz: ## fuzz every target for a minute; others by `make fuzz SECONDS=600 TARGET
 	@tools/install-packages build fuzz
 	@$(GIVE_BACK) tools/fuzz $(if $(SECONDS),--seconds $(SECONDS)) $(if $(TARGET),--target $(TARGET))
 
-soak: ## play random scenarios in virtual time for HOURS=1, or one again: SEED=123 (TRACE=1 prints its frames)
+soak: ## 10^9 random operations on the arena, then scenarios in virtual time for HOURS=1, or one again: SEED=123 (TRACE=1 prints its frames)
 	@tools/install-packages build
+	@$(if $(SEED),,cargo run --locked --quiet --release -p millstream-buf --example oracle -- $(or $(ORACLE_OPS),1_000_000_000))
 	@cargo run --locked --quiet --release -p millstream-tests-sim --bin soak -- \
 	    $(if $(SEED),--seed $(SEED) $(if $(TRACE),--trace),--hours $(or $(HOURS),1)) $(if $(SMOLTCP),--smoltcp)
+
+sanitize: ## run the arena's tests under AddressSanitizer and valgrind
+	@$(GIVE_BACK) tools/sanitize
 
 lint: ## check formatting, clippy, documentation and that `unsafe` stays in its crates
 	@tools/install-packages build

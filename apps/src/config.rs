@@ -8,8 +8,9 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::path::Path;
 
 use millstream::buf::ArenaConfig;
-use millstream::core::ShardConfig;
+use millstream::core::{Idle, Polling, ShardConfig};
 use millstream::dpdk_port::{Device, EalConfig, MemifRole, PcapSink, PortConfig};
+use millstream::timer::BACKUP_HZ_MAX;
 use serde::{Deserialize, Serialize};
 
 use crate::error::AppError;
@@ -18,6 +19,7 @@ use sections::{
     DiskSection, DpdkSection, Driver, HttpSection, Ipv4Section, Ipv6Section, LimitsSection,
     LinkSection, MemorySection, Role, ShardSection, TcpSection,
 };
+pub use values::bit_rate;
 
 /// A whole profile. Everything has a default.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
@@ -73,6 +75,7 @@ impl Config {
             ("limits.tasks", self.limits.tasks),
             ("limits.sleepers", self.limits.sleepers),
             ("limits.splice_buffers", self.limits.splice_buffers),
+            ("limits.splice_turn_reads", self.limits.splice_turn_reads),
             ("memory.frames", self.memory.frames),
             ("memory.blocks", self.memory.blocks),
             ("disk.depth", self.disk.depth),
@@ -86,6 +89,12 @@ impl Config {
                 return bad(&format!("{name} is {value}; set it between 1 and {}", 1 << 24));
             }
         }
+        if self.disk.cache_blocks > self.memory.blocks {
+            return bad(&format!(
+                "disk.cache_blocks is {}, but memory.blocks is {}; keep the first at or below the second",
+                self.disk.cache_blocks, self.memory.blocks
+            ));
+        }
         if self.link.vlan.is_some_and(|vlan| !(1..=4094).contains(&vlan)) {
             return bad("link.vlan must be between 1 and 4094");
         }
@@ -98,6 +107,22 @@ impl Config {
             return bad(
                 "tcp.recv_buffer_bytes and tcp.send_buffer_bytes must be between 4096 and 1073741824",
             );
+        }
+        let bounds = [self.tcp.recv_buffer_max_bytes, self.tcp.send_buffer_max_bytes];
+        if bounds.iter().any(|bytes| *bytes > 1 << 30) {
+            return bad(
+                "tcp.recv_buffer_max_bytes and tcp.send_buffer_max_bytes must be at most 1073741824; 0 \
+                 keeps buffers as they are at first",
+            );
+        }
+        if self.ipv6.stable_secret.is_some() && !self.ipv6.slaac {
+            return bad("ipv6.stable_secret makes addresses only with ipv6.slaac = true; set both");
+        }
+        if self.shard.backup_hz > BACKUP_HZ_MAX {
+            return bad(&format!(
+                "shard.backup_hz is {}; set it between 0 (none) and {BACKUP_HZ_MAX}",
+                self.shard.backup_hz
+            ));
         }
         if self.http.connections >= self.limits.tasks {
             return bad(&format!(
@@ -186,6 +211,9 @@ impl Config {
             mtu: link.mtu,
             mac: link.mac.map(|mac| mac.0),
             copy_below_bytes: link.copy_below_bytes,
+            // A loop that never sleeps needs none, and some devices are slower with them.
+            rx_interrupts: self.shard.polling() == Polling::Interrupt
+                || Idle::from(self.shard.idle) == Idle::Adaptive,
             ..PortConfig::new(device)
         }
     }
@@ -224,9 +252,14 @@ impl Config {
         let mut config = ShardConfig::new(self.ipv4.config());
         config.ipv6 = self.ipv6.config();
         config.vlan = self.link.vlan;
-        config.limits = self.limits.limits(self.disk.depth);
+        config.limits = self.limits.limits(&self.disk);
         config.tcp = self.tcp.config();
         config.syn_cookies = self.tcp.syn_cookies.into();
+        config.polling = self.shard.polling();
+        config.timers = self.shard.timers();
+        config.trace_triggers = self.shard.trigger_histogram;
+        config.disk_net = self.disk.net.into();
+        config.retention = self.disk.retention.into();
         config
     }
 }

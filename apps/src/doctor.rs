@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use millstream::buf::{Arena, ArenaConfig, HugePages};
+use millstream::buf::{Arena, ArenaConfig, HugePages, SIZES_BYTES, Thresholds};
 use millstream::disk::{QueueKind, open_queue};
 
 use crate::error::AppError;
@@ -41,6 +41,7 @@ pub fn run() -> Result<(), AppError> {
         cores(),
         processor(&read("/proc/cpuinfo")),
         huge_pages(),
+        copying(),
         dpdk(),
         drivers(),
         tun(),
@@ -141,6 +142,25 @@ fn huge_pages() -> Finding {
             format!("reserve some with `sysctl vm.nr_hugepages={}`", HUGE_PAGES_WANTED * 2),
         )
     }
+}
+
+/// Where copying stops to pay on this machine: what emulated copy and emulated share go by.
+fn copying() -> Finding {
+    let small = ArenaConfig { frames: 16, blocks: 16, huge_pages: HugePages::Try };
+    match Arena::new(&small) {
+        Ok(arena) => ok("copying", thresholds(&Thresholds::measure(&arena))),
+        Err(error) => warn("copying", "not measured", error.to_string()),
+    }
+}
+
+fn thresholds(measured: &Thresholds) -> String {
+    let Thresholds { copy_below_bytes, copy_ns, refer_ns } = measured;
+    let at = |bytes| SIZES_BYTES.iter().position(|size| *size == bytes).unwrap_or(0);
+    format!(
+        "pays below {copy_below_bytes} bytes; 2 KiB: {:.0} ns copied, {:.0} ns by reference",
+        copy_ns[at(2048)],
+        refer_ns[at(2048)]
+    )
 }
 
 /// The library that this process runs with.
@@ -310,6 +330,19 @@ mod tests {
         assert_eq!(processor(good), ok("processor", "X, avx2, steady TSC"));
         assert!(processor("model name\t: X\nflags\t\t: fpu sse4_2\n").found.contains("unsteady"));
         assert!(processor("").mend.is_some());
+    }
+
+    #[test]
+    fn thresholds_are_told_in_one_line() {
+        let mut measured = Thresholds {
+            copy_below_bytes: 160,
+            copy_ns: [1.0; SIZES_BYTES.len()],
+            refer_ns: [20.4; SIZES_BYTES.len()],
+        };
+        measured.copy_ns[12] = 70.0;
+        let said = thresholds(&measured);
+        assert_eq!(said, "pays below 160 bytes; 2 KiB: 70 ns copied, 20 ns by reference");
+        assert!(copying().mend.is_none());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The program `millstream`: serves files, echoes, measures, and says what a machine offers.
+//! The program `millstream`: serves files, packs them, echoes, measures, and says what a machine offers.
 
 #![forbid(unsafe_code)]
 
@@ -8,12 +8,14 @@ mod config;
 mod doctor;
 mod echo;
 mod error;
+mod image;
 mod logging;
 mod memory;
 mod node;
 mod output;
 mod serve;
 mod signals;
+mod source;
 
 use std::process::ExitCode;
 
@@ -27,6 +29,7 @@ fn main() -> ExitCode {
     logging::init(cli.verbose);
     let outcome = match cli.command {
         Command::Serve(args) => serve::run(&args),
+        Command::Image(args) => image::run(&args),
         Command::Echo(args) => echo::run(&args),
         Command::Doctor => doctor::run(),
         Command::Bench(args) => bench::run(args).map_err(AppError::from),

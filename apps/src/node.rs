@@ -6,12 +6,12 @@ use std::io;
 use std::path::Path;
 
 use millstream::buf::{Arena, PageKind};
-use millstream::core::{Idle, Shard, Stack};
+use millstream::core::{Idle, Polling, Shard, Stack};
 use millstream::disk::{DiskQueue, QueueKind, open_queue};
 use millstream::dpdk_port::{Eal, Port, PortQueue};
 use millstream::http::FileServer;
 use millstream::link::{Link, LinkStats};
-use millstream::timer::TscClock;
+use millstream::timer::{Backup, TscClock};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::config::Config;
@@ -95,7 +95,19 @@ impl Node {
             pages: arena.pages(),
             disk: disk.name(),
         };
-        let shard = Shard::new(config.shard_config(), link, TscClock::new(), arena, disk);
+        if config.shard.polling() == Polling::Interrupt && link.rx_event().is_none() {
+            return Err(AppError::usage(format!(
+                "shard.polling is \"interrupt\", but {} cannot interrupt: choose a tap or a network \
+                 card, or shard.polling = \"spin\"",
+                link.capabilities().driver
+            )));
+        }
+        let mut shard = Shard::new(config.shard_config(), link, TscClock::new(), arena, disk);
+        if config.shard.backup_hz > 0 {
+            // Not on the CPU that the shard has for itself: it is to tick when that one is busy.
+            let backup = unpinned(&affinity, || Backup::start(config.shard.backup_hz));
+            shard.set_backup(backup.map_err(AppError::runtime)?);
+        }
         Ok(Self { shard, idle: config.shard.idle.into(), facts, affinity, _port: port })
     }
 
@@ -107,6 +119,12 @@ impl Node {
     /// What it stands on.
     pub fn facts(&self) -> &Facts {
         &self.facts
+    }
+
+    /// Makes something that starts threads of its own: they may run where the process might before
+    /// DPDK pinned the shard.
+    pub fn unpinned<T>(&self, make: impl FnOnce() -> T) -> T {
+        unpinned(&self.affinity, make)
     }
 
     /// A queue for the small reads that fill a file server's cache. Worker threads: they do not

@@ -3,16 +3,17 @@
 use std::time::Duration;
 
 use millstream::core::Stack;
-use millstream::disk::Root;
 use millstream::http::FileServer;
 use millstream::link::LinkStats;
 
+use crate::bench::{grouped, nanos};
 use crate::cli::ServeArgs;
 use crate::config::Config;
 use crate::error::AppError;
 use crate::node::Node;
 use crate::output::say;
-use crate::signals::Stop;
+use crate::signals::{Reload, Stop};
+use crate::source::{Watch, describe};
 
 /// How often the loop looks for a signal.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -24,15 +25,20 @@ pub fn run(args: &ServeArgs) -> Result<(), AppError> {
         config.http.port = port;
     }
     // Before DPDK, which takes longer.
-    let root = Root::open(&args.root).map_err(AppError::usage)?;
+    let place = args.place();
+    let source = place.open()?;
     let stop = Stop::install().map_err(AppError::runtime)?;
+    let watch = Watch::start(place.clone(), Reload::install().map_err(AppError::runtime)?)?;
     let node = Node::open(&config)?;
     let address = config.listen_on(config.http.port);
     let stack = node.stack().clone();
     let listener = stack.listen(address, config.http.backlog).map_err(AppError::usage)?;
-    let server = FileServer::new(&stack, root, node.fill_queue()?, config.http.server());
+    let fills = node.fill_queue()?;
+    let server = node.unpinned(|| FileServer::new(&stack, source, fills, config.http.server()));
+    let (rate, client_rates) = config.http.pacing_rates();
+    listener.set_pacing_rates(rate, &client_rates);
     let urls = config.listens_on("http://", config.http.port);
-    say(format_args!("serving {} on {urls} | {}", args.root.display(), node.facts()));
+    say(format_args!("serving {place} on {urls} | {}", node.facts()));
 
     let drain = Duration::from_secs(config.http.drain_s);
     let drained = server.clone();
@@ -42,6 +48,14 @@ pub fn run(args: &ServeArgs) -> Result<(), AppError> {
         stack.spawn(task).map_err(AppError::runtime)?;
         while !stop.is_asked() {
             stack.sleep(LOOK_EVERY).await;
+            match watch.take() {
+                Some(Ok(source)) => {
+                    say(format_args!("serving anew: {}", describe(&source)));
+                    drained.set_source(source);
+                }
+                Some(Err(error)) => eprintln!("millstream: {error}; the old files are served on"),
+                None => {}
+            }
         }
         drained.drain();
         let until = stack.now() + drain;
@@ -83,6 +97,11 @@ fn summary(server: &FileServer, stack: &Stack, link: &LinkStats) -> String {
         ("from the disk", shard.spliced_bytes.to_string()),
         ("copied per byte", format!("{per_byte:.3}")),
     ];
+    let cache = stack.cache_stats();
+    if cache.blocks_max > 0 {
+        let asked = cache.hits + cache.misses;
+        lines.push(("blocks from the cache", format!("{} of {asked}", cache.hits)));
+    }
     let troubles = [
         ("connections_refused", http.connections_refused),
         ("connections_broken", http.connections_broken),
@@ -91,6 +110,7 @@ fn summary(server: &FileServer, stack: &Stack, link: &LinkStats) -> String {
         ("timeouts_send", http.timeouts_send),
         ("disk_errors", http.disk_errors),
         ("tcp_retransmits", stack.tcp_stats().retransmits),
+        ("tcp_known_starts_failed", stack.tcp_stats().known_starts_failed),
         ("cache_fills_failed", http.cache_fills_failed),
         ("rx_missed", link.rx_missed),
         ("rx_errors", link.rx_errors),
@@ -105,6 +125,19 @@ fn summary(server: &FileServer, stack: &Stack, link: &LinkStats) -> String {
     });
     let all = troubles.into_iter().chain(drops).chain(other).filter(|(_, count)| *count > 0);
     lines.extend(all.map(|(name, count)| (name, count.to_string())));
+    if let Some(stats) = stack.trigger_stats() {
+        let intervals = stats.intervals_ns();
+        let at = |quantile| nanos(intervals.value_at_quantile(quantile) as f64);
+        let text =
+            format!("p50 {}, p99 {}, max {}", at(0.5), at(0.99), nanos(intervals.max() as f64));
+        lines.push(("trigger points", grouped(stats.total())));
+        lines.push(("between two of them", text));
+        let answers = stats.answer_ns();
+        if !answers.is_empty() {
+            let p50 = nanos(answers.value_at_quantile(0.5) as f64);
+            lines.push(("first segment after a waking", format!("p50 {p50} of {}", answers.len())));
+        }
+    }
     let lines: Vec<_> = lines.iter().map(|(name, value)| format!("{name:<30}{value}")).collect();
     lines.join("\n")
 }

@@ -1,10 +1,10 @@
-//! SIGINT and SIGTERM.
+//! SIGINT, SIGTERM and SIGHUP.
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
 
 /// Whether the program was asked to stop.
@@ -29,5 +29,25 @@ impl Stop {
     /// Whether it was.
     pub fn is_asked(&self) -> bool {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Whether the program was asked to read anew what it read at start.
+pub struct Reload(Arc<AtomicBool>);
+
+impl Reload {
+    /// From now on SIGHUP sets the flag and does not end the program.
+    ///
+    /// # Errors
+    /// The system refuses the handler.
+    pub fn install() -> io::Result<Self> {
+        let asked = Arc::new(AtomicBool::new(false));
+        flag::register(SIGHUP, Arc::clone(&asked))?;
+        Ok(Self(asked))
+    }
+
+    /// Whether it was since the last time.
+    pub fn was_asked(&self) -> bool {
+        self.0.swap(false, Ordering::Relaxed)
     }
 }

@@ -42,7 +42,7 @@ fn version_and_help() {
     );
     let output = Command::new(PROGRAM).args(["serve", "--help"]).output().unwrap();
     let help = String::from_utf8_lossy(&output.stdout).into_owned();
-    for word in ["--config", "--root", "--listen", "--set", "SIGINT"] {
+    for word in ["--config", "--root", "--source", "--listen", "--set", "SIGINT", "SIGHUP"] {
         assert!(help.contains(word), "{help}");
     }
     let output = Command::new(PROGRAM).arg("srve").output().unwrap();
@@ -253,6 +253,7 @@ fn the_doctor_says_how_to_mend() {
         "cores",
         "processor",
         "huge pages",
+        "copying",
         "DPDK",
         "drivers",
         "tap",
@@ -269,4 +270,90 @@ fn the_doctor_says_how_to_mend() {
             "{line}"
         );
     }
+}
+
+#[test]
+fn waiting_for_each_frame_needs_a_link_that_interrupts() {
+    let mut command = serve("null.toml", &["shard.polling=interrupt"]);
+    let line = complaint(command.output().unwrap(), 2);
+    assert!(
+        line.contains("shard.polling is \"interrupt\", but net_null cannot interrupt"),
+        "{line}"
+    );
+}
+
+#[test]
+fn bench_triggers_prints_its_tables() {
+    let json =
+        std::env::temp_dir().join(format!("millstream-triggers-{}.json", std::process::id()));
+    let output = Command::new(PROGRAM)
+        .args(["bench", "triggers", "--load", "http", "--duration", "0.2", "--json"])
+        .arg(&json)
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for word in ["points/s", "application task", "how late events fire"] {
+        assert!(text.contains(word), "{text}");
+    }
+    let rows: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(&json).unwrap()).unwrap();
+    std::fs::remove_file(&json).unwrap();
+    assert_eq!(rows[0]["load"], "http");
+    assert!(rows[0]["rate"].as_f64().unwrap() > 0.0, "requests were answered");
+    let shares = rows[0]["source_percent"].as_array().unwrap();
+    let sum: f64 = shares.iter().map(|share| share[1].as_f64().unwrap()).sum();
+    assert!((sum - 100.0).abs() < 1e-6, "{sum}");
+}
+
+#[test]
+fn what_cannot_be_packed_or_served_as_an_image() {
+    let run = |arguments: &[&str]| Command::new(PROGRAM).args(arguments).output().unwrap();
+    let line = complaint(run(&["image", "/no/such/dir", "/tmp/x"]), 2);
+    assert!(line.starts_with("cannot read `/no/such/dir`"), "{line}");
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_str().unwrap();
+    let line = complaint(run(&["image", path, "/no/such/dir/image"]), 1);
+    assert!(line.starts_with("cannot write `/no/such/dir/image`"), "{line}");
+    let profile = profile("null.toml");
+    let config = ["serve", "--config", profile.to_str().unwrap()];
+    let with = |more: &[&str]| run(&[&config[..], more].concat());
+    let file = folder.path().join("file");
+    std::fs::write(&file, "no image").unwrap();
+    let source = format!("image:{}", file.display());
+    let line = complaint(with(&["--source", &source]), 2);
+    assert!(line.contains("it is no EROFS image"), "{line}");
+    let line = complaint(with(&["--source", "image:/no/such/file"]), 2);
+    assert!(line.contains("there is no such file"), "{line}");
+    for wrong in [&["--source", "/srv"][..], &[], &["--source", "dir:/", "--root", "/"]] {
+        assert_eq!(with(wrong).status.code(), Some(2));
+    }
+}
+
+#[test]
+fn the_splice_is_measured() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    std::fs::write(&file, vec![7; 2 << 20]).unwrap();
+    let run = |file: &std::path::Path, more: &[&str]| {
+        let mut command = Command::new(PROGRAM);
+        command.args(["bench", "splice", "--duration", "0.2", "--file"]).arg(file);
+        command.args(more).output().unwrap()
+    };
+    for more in [&[][..], &["--no-tso", "--request", "300000", "--connections", "3"]] {
+        let output = run(&file, more);
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{output:?}");
+        for row in ["null disk, spliced", "file, spliced", "file, read and send", "kernel sendfile"]
+        {
+            let line = text.lines().find(|line| line.starts_with(row)).unwrap();
+            let speed: f64 = line[row.len()..].split_whitespace().next().unwrap().parse().unwrap();
+            assert!(speed > 0.0, "{line}");
+        }
+    }
+    std::fs::write(&file, "short").unwrap();
+    let line = complaint(run(&file, &[]), 2);
+    assert!(line.contains("give a file of a MiB at least"), "{line}");
+    let line = complaint(run("/no/such/file".as_ref(), &[]), 2);
+    assert!(line.contains("cannot read `/no/such/file`"), "{line}");
 }

@@ -13,7 +13,7 @@ const LIBRARIES: [&str; 6] =
 /// DPDK's own functions that have a symbol.
 const FUNCTIONS: &str = "rte_(eal_(init|hotplug_add|hotplug_remove|iova_mode)\
     |eth_(from_rings|promiscuous_enable|allmulticast_enable|tx_done_cleanup)\
-    |eth_dev_(start|stop|close|get_port_by_name|get_mtu|set_mtu|adjust_nb_rx_tx_desc)\
+    |eth_dev_(start|stop|close|get_port_by_name|get_mtu|set_mtu|adjust_nb_rx_tx_desc|rx_intr_(enable|disable|ctl_q_get_fd))\
     |pktmbuf_pool_create|mempool_(free|obj_iter|avail_count)\
     |ring_(create|free)|extmem_(register|unregister)|thread_(register|unregister)|strerror)";
 

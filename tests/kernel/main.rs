@@ -4,6 +4,7 @@
 
 mod bulk;
 mod http;
+mod image;
 mod impaired;
 mod ipv6;
 mod links;

@@ -72,9 +72,22 @@ impl Server {
         server
     }
 
+    /// As [`Self::on_tap`] with the files of `--source`.
+    pub fn on_tap_source(namespace: &Namespace<'_>, source: &str) -> Self {
+        let mut command = namespace.command(millstream_binary());
+        command.arg("serve").arg("--config").arg(project_file("config").join("tap.toml"));
+        let server = Self::ready(command.args(["--source", source]));
+        namespace.ip("addr add 198.18.0.1/24 dev dtap0");
+        server
+    }
+
     /// Starts it with a profile from `config/` and waits until it says where it serves.
     pub fn start(namespace: &Namespace<'_>, root: &Path, profile: &str, keys: &[&str]) -> Self {
-        let process = Process::start(&mut serve(namespace, root, profile, keys));
+        Self::ready(&mut serve(namespace, root, profile, keys))
+    }
+
+    fn ready(command: &mut Command) -> Self {
+        let process = Process::start(command);
         let url = process.wait_line(|line| {
             let rest = line.split_once("http://")?.1;
             let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.' && c != ':');

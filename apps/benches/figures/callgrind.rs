@@ -7,16 +7,19 @@ use std::process::Command;
 use serde_json::json;
 
 use crate::figure::{Figure, Runs, round};
+use crate::segments::{Part, Stream};
 use crate::{cleanup, memory, smol};
 
 /// Two run lengths; their difference leaves out whatever a run costs once.
 const SHORT: u64 = 2_000;
 const LONG: u64 = 12_000;
 const RUNS: usize = 5;
+/// Hardly anything differs from one to the next.
+const SEGMENT_RUNS: usize = 2;
 
 /// Marks the part that is counted: callgrind collects while it is on the stack.
 #[inline(never)]
-fn counted_part<R>(part: impl FnOnce() -> R) -> R {
+pub fn counted_part<R>(part: impl FnOnce() -> R) -> R {
     std::hint::black_box(part())
 }
 
@@ -29,6 +32,11 @@ pub fn role(what: &str, count: u64) -> Result<(), Box<dyn Error>> {
         world.ping(WARM);
         counted_part(|| world.ping(count));
         return Ok(());
+    }
+    if let Some(part) = Part::named(what) {
+        let mut stream = Stream::new()?;
+        stream.run(WARM, None)?;
+        return stream.run(count, Some(part));
     }
     let mut world = match what {
         "pingpong" => memory::pingpong_world()?,
@@ -60,6 +68,54 @@ pub fn pingpong() -> Result<Vec<Figure>, Box<dyn Error>> {
         .with("theirs", json!(round(theirs.median())))
         .note("pingpong.mem.cycles under callgrind: difference of two run lengths, halved");
     Ok(vec![figure])
+}
+
+/// `tcp.segment_in.instructions`, `tcp.segment_out.instructions`.
+pub fn segments() -> Result<Vec<Figure>, Box<dyn Error>> {
+    const NAMES: [&str; 2] = ["tcp.segment_in.instructions", "tcp.segment_out.instructions"];
+    if Command::new("valgrind").arg("--version").output().is_err() {
+        let why = "valgrind is missing: apt-get install valgrind";
+        return Ok(NAMES.map(|name| Figure::missing(name, why)).into());
+    }
+    // What share of it took the straight path is asked of a run of the same length.
+    let mut stream = Stream::new()?;
+    stream.run(LONG, None)?;
+    let predicted = json!(round(stream.predicted()));
+    let dir = cleanup::Dir::new()?;
+    let each = |what: &str| -> Result<Runs, Box<dyn Error>> {
+        let mut runs = Runs::default();
+        for _ in 0..SEGMENT_RUNS {
+            let (short, long) =
+                (collect(dir.path(), what, SHORT)?, collect(dir.path(), what, LONG)?);
+            runs.0.push((long as f64 - short as f64) / (LONG - SHORT) as f64);
+        }
+        Ok(runs)
+    };
+    let figure = |name: &str, data: &str, ack: &str, how: &str| -> Result<_, Box<dyn Error>> {
+        let figure = Figure::new(name, &each(data)?)
+            .with("segments", json!([SHORT, LONG]))
+            .with("its_share_of_acks", json!(round(each(ack)?.median())))
+            .with("by_header_prediction", predicted.clone())
+            .note(how);
+        Ok(figure)
+    };
+    Ok(vec![
+        figure(
+            NAMES[0],
+            "data-in",
+            "ack-out",
+            "Tcb::input of a full segment in order, with timestamps and SACK negotiated, under \
+             callgrind: difference of two run lengths, divided by segments; in its share of ACKs, \
+             Tcb::transmit of the ACKs that it is answered with, one for every second segment",
+        )?,
+        figure(
+            NAMES[1],
+            "data-out",
+            "ack-in",
+            "Tcb::transmit of a full segment, as tcp.segment_in.instructions; in its share of \
+             ACKs, Tcb::input of those that come back",
+        )?,
+    ])
 }
 
 fn an_end(dir: &Path, whose: &str) -> Result<f64, Box<dyn Error>> {

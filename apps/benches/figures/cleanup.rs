@@ -14,6 +14,8 @@ enum Item {
     Namespace(String),
     Process(u32),
     Dir(PathBuf),
+    /// How many huge pages there were before.
+    HugePages(u64),
 }
 
 static ALIVE: Mutex<Vec<Item>> = Mutex::new(Vec::new());
@@ -34,6 +36,9 @@ fn remove(item: &Item) {
         Item::Process(id) => signal(*id, Signal::KILL),
         Item::Dir(path) => {
             let _ = std::fs::remove_dir_all(path);
+        }
+        Item::HugePages(before) => {
+            let _ = std::fs::write(HUGE_PAGES, before.to_string());
         }
     }
 }
@@ -57,6 +62,44 @@ pub fn on_interrupt() {
         items.iter().for_each(remove);
         std::process::exit(130);
     });
+}
+
+const HUGE_PAGES: &str = "/proc/sys/vm/nr_hugepages";
+
+/// Huge pages for as long as the figures are measured, as an operator would reserve them: 2 GiB if
+/// a quarter of the free memory is that much.
+pub struct HugePages {
+    before: u64,
+    /// How many there are now.
+    pub count: u64,
+}
+
+impl HugePages {
+    /// `None` if they cannot be had: the machine has too little memory, or this is not root.
+    pub fn reserve() -> Option<Self> {
+        const PAGES: u64 = 1024;
+        let read = || std::fs::read_to_string(HUGE_PAGES).ok()?.trim().parse::<u64>().ok();
+        let memory = std::fs::read_to_string("/proc/meminfo").ok()?;
+        let line = memory.lines().find(|line| line.starts_with("MemAvailable:"))?;
+        let available_kb: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+        let before = read()?;
+        if available_kb < 4 * PAGES * 2048 {
+            return None;
+        }
+        register(Item::HugePages(before));
+        let mut reserved = Self { before, count: before };
+        std::fs::write(HUGE_PAGES, before.max(PAGES).to_string()).ok()?;
+        reserved.count = read()?;
+        Some(reserved)
+    }
+}
+
+impl Drop for HugePages {
+    fn drop(&mut self) {
+        let item = Item::HugePages(self.before);
+        remove(&item);
+        forget(&item);
+    }
 }
 
 /// A network namespace.
@@ -146,6 +189,18 @@ impl Process {
                 Err(format!("{} ended: {why}", self.what))
             }
         }
+    }
+
+    /// Its number.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Asks it to end and waits until it has; returns all that it printed.
+    pub fn end(mut self) -> Result<String, String> {
+        signal(self.child.id(), Signal::INT);
+        self.child.wait().map_err(|error| error.to_string())?;
+        std::fs::read_to_string(&self.log).map_err(|error| error.to_string())
     }
 
     /// Stops it where it stands, so that it takes nothing from what is measured.

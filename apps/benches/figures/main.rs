@@ -7,15 +7,26 @@
 
 mod callgrind;
 mod cleanup;
+mod copies;
+mod documents;
 mod dpdk;
 mod figure;
 mod goodput;
 mod http;
 mod idle;
 mod memory;
+#[path = "../../../stack/buf/tests/oracle/mod.rs"]
+mod oracle;
+mod rbc;
+mod rest;
 mod scripts;
+mod segments;
 mod sim;
 mod smol;
+mod splice;
+mod timer;
+#[path = "../../src/bench/transfers.rs"]
+mod transfers;
 mod world;
 
 use std::alloc::System;
@@ -65,7 +76,7 @@ struct Group {
     urgent: bool,
 }
 
-const GROUPS: [Group; 18] = [
+const GROUPS: &[Group] = &[
     Group {
         names: &[
             "pingpong.mem.cycles",
@@ -79,6 +90,12 @@ const GROUPS: [Group; 18] = [
     Group {
         names: &["pingpong.mem.instructions"],
         measure: callgrind::pingpong,
+        pinned: false,
+        urgent: false,
+    },
+    Group {
+        names: &["tcp.segment_in.instructions", "tcp.segment_out.instructions"],
+        measure: callgrind::segments,
         pinned: false,
         urgent: false,
     },
@@ -129,6 +146,36 @@ const GROUPS: [Group; 18] = [
     },
     Group { names: &["tcp.goodput.cells"], measure: goodput::table, pinned: false, urgent: false },
     Group {
+        names: &["timer.check_ns", "timer.insert_cancel_cycles"],
+        measure: timer::costs,
+        pinned: true,
+        urgent: true,
+    },
+    Group {
+        names: &["timer.100khz.core_percent", "timer.100khz.signal_core_percent"],
+        measure: timer::rate,
+        pinned: true,
+        urgent: true,
+    },
+    Group {
+        names: &["timer.bound_violations"],
+        measure: timer::bound,
+        pinned: true,
+        urgent: false,
+    },
+    Group {
+        names: &["polling.quota.best_vs_wake"],
+        measure: rest::quota,
+        pinned: false,
+        urgent: false,
+    },
+    Group {
+        names: &["idle.core_percent", "idle.wakeup_us.p50"],
+        measure: rest::idle,
+        pinned: false,
+        urgent: false,
+    },
+    Group {
         names: &["mem.idle_connection_bytes"],
         measure: idle::idle,
         pinned: true,
@@ -137,6 +184,22 @@ const GROUPS: [Group; 18] = [
     Group {
         names: &["control.tsc_ghz", "control.memcpy_1460_ns"],
         measure: memory::control,
+        pinned: true,
+        urgent: true,
+    },
+    Group {
+        names: &[
+            "rbc.response.max_error_percent",
+            "rbc.response.100pkt.iw1.cut_percent",
+            "rbc.response.100pkt.iw10.cut_percent",
+        ],
+        measure: rbc::response,
+        pinned: false,
+        urgent: false,
+    },
+    Group {
+        names: &["pacing.error_us.p50", "pacing.error_us.p99"],
+        measure: rbc::accuracy,
         pinned: true,
         urgent: true,
     },
@@ -149,6 +212,53 @@ const GROUPS: [Group; 18] = [
         urgent: false,
     },
     Group { names: &["tcp.tail_loss.fct_ratio"], measure: sim::tail, pinned: false, urgent: false },
+    Group { names: splice::WAKEUPS, measure: splice::wakeups, pinned: true, urgent: true },
+    Group { names: splice::VERSUS, measure: splice::versus, pinned: true, urgent: true },
+    Group {
+        names: splice::DISK_TO_WIRE,
+        measure: splice::disk_to_wire,
+        pinned: true,
+        urgent: true,
+    },
+    Group {
+        names: splice::WORKING_SET,
+        measure: splice::working_set,
+        pinned: false,
+        urgent: false,
+    },
+    Group {
+        names: splice::VERSUS_SENDFILE,
+        measure: splice::versus_sendfile,
+        pinned: false,
+        urgent: false,
+    },
+    Group {
+        names: &["buf.clone_drop_ns"],
+        measure: copies::clone_drop,
+        pinned: true,
+        urgent: true,
+    },
+    Group {
+        names: &[
+            "semantics.emulated_copy_vs_share.64k",
+            "semantics.emulated_copy_vs_cold_copy.64k",
+            "semantics.threshold_regret_percent",
+        ],
+        measure: copies::semantics,
+        pinned: true,
+        urgent: true,
+    },
+    Group {
+        names: &[
+            "cache.trace.vs_copying",
+            "cache.trace.vs_no_memo",
+            "cache.touched_bytes_per_response",
+        ],
+        measure: documents::trace,
+        pinned: true,
+        urgent: false,
+    },
+    Group { names: &["oracle.ops"], measure: copies::oracle, pinned: false, urgent: false },
 ];
 
 /// The CPUs of the side that is measured and of the side that generates; the same if there is one.
@@ -211,8 +321,15 @@ fn main() -> ExitCode {
     let wanted = |name: &str| {
         arguments.only.is_empty() || arguments.only.iter().any(|part| name.contains(part.as_str()))
     };
+    let huge_pages = cleanup::HugePages::reserve();
+    match &huge_pages {
+        Some(pages) => {
+            eprintln!("{} huge pages are reserved for the time of the runs", pages.count)
+        }
+        None => eprintln!("no huge pages could be reserved: ordinary ones are measured"),
+    }
     let mut figures = Vec::new();
-    for group in &GROUPS {
+    for group in GROUPS {
         let names: Vec<_> = group.names.iter().filter(|name| wanted(name)).collect();
         if names.is_empty() {
             continue;

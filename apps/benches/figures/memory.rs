@@ -173,7 +173,7 @@ pub fn bulk() -> Result<Vec<Figure>> {
     let per_frame = (ours.done.get() - received) as f64 / data;
     let how = "1460-byte segments one way, both ends in one thread; no timestamps, checksums off \
         for both; socket buffers of 64 KiB for both; the applications do not touch the bytes: \
-        send_buf and read_buf here, send and recv with closures there";
+        send_buf and read_bufs here, send and recv with closures there";
     let figure = Figure::new("bulk.mem.cycles_per_segment", &cycles)
         .against(their_cycles.median())
         .with("acks_per_segment", json!(round(acks / data)))
@@ -229,7 +229,7 @@ pub fn file() -> Result<Vec<Figure>> {
     let medium = (world.client.link_stats().tx_copied_bytes - link_copied) as f64 / sent;
     let (data, acks) = (world.frames().0 - frames.0, world.frames().1 - frames.1);
     let how = "a file in the null disk (reads complete at once and bring nothing), send_file, TCP \
-        with timestamps, in-memory link whose \"NIC\" does the checksums, read_buf; both ends in \
+        with timestamps, in-memory link whose \"NIC\" does the checksums, read_bufs; both ends in \
         one thread";
     let figure = Figure::new("bulk.mem.gbps", &gbps)
         .with("acks_per_segment", json!(round(acks as f64 / data as f64)))

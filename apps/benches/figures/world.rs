@@ -170,8 +170,10 @@ pub async fn sink(stack: Stack, done: Rc<Cell<u64>>) {
     let Ok(listener) = stack.listen(SocketAddrV4::new(SERVER, PORT), 16) else { return };
     loop {
         let (stream, _) = listener.accept().await;
-        while let Ok(Some(buf)) = stream.read_buf().await {
-            done.set(done.get() + buf.len() as u64);
+        let mut slices = Vec::with_capacity(64);
+        while let Ok(count @ 1..) = stream.read_bufs(&mut slices).await {
+            slices.clear();
+            done.set(done.get() + count as u64);
         }
     }
 }

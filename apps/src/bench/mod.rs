@@ -1,14 +1,22 @@
-//! `millstream bench`: load generators.
+//! `millstream bench`: load generators, what mechanisms are worth, and tables of papers.
 
+mod duo;
 mod kernel;
 mod load;
+mod pacing;
+mod paper;
 mod plot;
+mod polling;
 mod progress;
 mod report;
 mod response;
+mod semantics;
 mod session;
+mod splice;
 mod stack;
 mod tally;
+mod transfers;
+mod triggers;
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -19,14 +27,15 @@ use clap::{Args, Subcommand, ValueEnum};
 use crate::error::AppError;
 use crate::output::say;
 use load::{Limits, Schedule};
-use report::{Report, grouped};
+use report::Report;
+pub use report::{grouped, nanos};
 use session::Run;
 use tally::Tally;
 
 /// How long a connection may take to open.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Measures a server.
+/// Measures a server, or this machine.
 #[derive(Debug, Args)]
 pub struct BenchArgs {
     #[command(subcommand)]
@@ -37,6 +46,21 @@ pub struct BenchArgs {
 enum What {
     /// Asks an HTTP/1.1 server for files and measures rate and latency.
     Http(HttpArgs),
+    /// Compares copying with the other ways to send a buffer: the eight data semantics.
+    Semantics(semantics::SemanticsArgs),
+    /// Measures how far apart the moments are at which soft timers may fire, under several loads.
+    Triggers(triggers::TriggersArgs),
+    /// Compares a server that polls its network by a quota with one that is woken for each frame.
+    Polling(polling::TurnsArgs),
+    /// Compares what 20,000 to 100,000 events a second cost a server, by soft timers and by signals.
+    Events(polling::TurnsArgs),
+    /// Sends a file through TCP into a card without a network, spliced and by the task's own reads,
+    /// and by the kernel's sendfile, and compares what a CPU carries.
+    Splice(splice::SpliceArgs),
+    /// Reproduces tables of the soft-timers paper with this stack, beside what was published.
+    Paper(paper::PaperArgs),
+    /// Measures how far from its moment each paced segment leaves, on a busy shard of this machine.
+    Pacing(pacing::PacingArgs),
 }
 
 /// Whose TCP carries the requests.
@@ -150,6 +174,9 @@ pub enum BenchError {
     /// The plot.
     #[error("{0}")]
     Plot(String),
+    /// Transfers between two shards of this process.
+    #[error("cannot compare the data semantics: {0}")]
+    Transfer(String),
     /// Requests without a good answer.
     #[error("{failed} requests failed, {answered} were answered; the table above says how")]
     Failed {
@@ -180,6 +207,13 @@ impl From<BenchError> for AppError {
 pub fn run(args: BenchArgs) -> Result<(), BenchError> {
     match args.what {
         What::Http(args) => http(&args),
+        What::Semantics(args) => semantics::run(&args),
+        What::Triggers(args) => triggers::run(&args),
+        What::Polling(args) => polling::run_polling(&args),
+        What::Events(args) => polling::run_events(&args),
+        What::Splice(args) => splice::run(&args).map_err(BenchError::Stack),
+        What::Paper(args) => paper::run(&args),
+        What::Pacing(args) => pacing::run(&args),
     }
 }
 
@@ -226,7 +260,8 @@ fn http(args: &HttpArgs) -> Result<(), BenchError> {
         let rate = grouped(report.requests_per_second as u64);
         let requests = grouped(report.requests);
         let subtitle = format!("{what}: {requests} requests, {rate} requests/s");
-        plot::draw(path, &title, &subtitle, &state.tally.latency).map_err(BenchError::Plot)?;
+        plot::draw(path, &title, &subtitle, "requests", &state.tally.latency)
+            .map_err(BenchError::Plot)?;
         say(format_args!("  plot          {}", path.display()));
     }
     match report.failed() {

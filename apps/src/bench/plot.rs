@@ -12,19 +12,19 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::report::nanos;
 
-const INK: RGBColor = RGBColor(0x22, 0x2b, 0x36);
-const FAINT: RGBColor = RGBColor(0x6b, 0x76, 0x84);
-const GRID: RGBColor = RGBColor(0xe3, 0xe7, 0xec);
+pub(super) const INK: RGBColor = RGBColor(0x22, 0x2b, 0x36);
+pub(super) const FAINT: RGBColor = RGBColor(0x6b, 0x76, 0x84);
+pub(super) const GRID: RGBColor = RGBColor(0xe3, 0xe7, 0xec);
 const LINE: RGBColor = RGBColor(0x0b, 0x6e, 0x8f);
-const FONT: &str = "DejaVu Sans, Verdana, sans-serif";
+pub(super) const FONT: &str = "DejaVu Sans, Verdana, sans-serif";
 
 /// Percentiles that are marked on the curve.
 const MARKS: [(&str, f64); 4] = [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999)];
 
 /// An axis with given marks, linear in what it is given.
-struct Axis {
-    range: std::ops::Range<f64>,
-    marks: Vec<f64>,
+pub(super) struct Axis {
+    pub(super) range: std::ops::Range<f64>,
+    pub(super) marks: Vec<f64>,
 }
 
 impl Ranged for Axis {
@@ -79,7 +79,7 @@ fn curve(latency: &Histogram<u64>) -> Vec<(f64, f64)> {
 
 /// Round values from `low` to `high` (log10 of nanoseconds): 1, 2, 5 in each decade, or 1 if there
 /// are many decades.
-fn marks(low: f64, high: f64) -> Vec<f64> {
+pub(super) fn marks(low: f64, high: f64) -> Vec<f64> {
     let steps: &[f64] = if high - low > 3.5 { &[1.0] } else { &[1.0, 2.0, 5.0] };
     (low.floor() as i32..=high.ceil() as i32)
         .flat_map(|decade| steps.iter().map(move |step| f64::from(decade) + step.log10()))
@@ -87,7 +87,7 @@ fn marks(low: f64, high: f64) -> Vec<f64> {
         .collect()
 }
 
-/// Draws the latencies of a run into an SVG file.
+/// Draws the latencies of a run, of requests as a rule, into an SVG file.
 ///
 /// # Errors
 /// One sentence.
@@ -95,14 +95,15 @@ pub fn draw(
     path: &Path,
     title: &str,
     subtitle: &str,
+    of: &str,
     latency: &Histogram<u64>,
 ) -> Result<(), String> {
     if latency.is_empty() {
-        return Err("no request was answered: there is nothing to plot".to_owned());
+        return Err(format!("no {of} were measured: there is nothing to plot"));
     }
     // Into a string first: a failed write is then an error here and not a panic in a destructor.
     let mut svg = String::new();
-    paint(&mut svg, title, subtitle, latency).map_err(|error| error.to_string())?;
+    paint(&mut svg, title, subtitle, of, latency).map_err(|error| error.to_string())?;
     std::fs::write(path, svg).map_err(|error| format!("cannot write {}: {error}", path.display()))
 }
 
@@ -110,6 +111,7 @@ fn paint(
     svg: &mut String,
     title: &str,
     subtitle: &str,
+    of: &str,
     latency: &Histogram<u64>,
 ) -> Result<(), Box<dyn std::error::Error>> {
     let points = curve(latency);
@@ -137,7 +139,7 @@ fn paint(
         .bold_line_style(GRID)
         .light_line_style(TRANSPARENT)
         .axis_style(FAINT)
-        .x_desc("percentile of requests (%)")
+        .x_desc(format!("percentile of {of} (%)"))
         .y_desc("latency")
         .axis_desc_style(text(14, &FAINT))
         .label_style(text(13, &INK))
@@ -193,12 +195,14 @@ mod tests {
         (0..10_000).for_each(|i| latency.record(20_000 + i * i / 100).unwrap());
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("plot.svg");
-        draw(&path, "a title", "64 connections", &latency).unwrap();
+        draw(&path, "a title", "64 connections", "requests", &latency).unwrap();
         let svg = std::fs::read_to_string(&path).unwrap();
         for text in ["a title", "64 connections", "p99.9", "percentile of requests", "us"] {
             assert!(svg.contains(text), "{text} is missing");
         }
-        assert!(draw(&path, "", "", &Histogram::new(3).unwrap()).is_err());
-        assert!(draw(dir.path(), "t", "s", &latency).unwrap_err().contains("cannot write"));
+        assert!(draw(&path, "", "", "requests", &Histogram::new(3).unwrap()).is_err());
+        assert!(
+            draw(dir.path(), "t", "s", "requests", &latency).unwrap_err().contains("cannot write")
+        );
     }
 }

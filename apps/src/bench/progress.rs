@@ -12,6 +12,25 @@ pub const TICK_NS: u64 = 100_000_000;
 /// Steps of the bar.
 const STEPS: u64 = 1000;
 
+/// A bar of so many steps, each with a message.
+pub fn steps(count: usize) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(count as u64), target());
+    if let Ok(style) = ProgressStyle::with_template("{wide_bar:.cyan/238} {pos}/{len}  {msg}") {
+        bar.set_style(style.progress_chars("━╸─"));
+    }
+    bar.tick();
+    bar
+}
+
+/// Where bars are drawn.
+fn target() -> ProgressDrawTarget {
+    if std::io::stderr().is_terminal() {
+        ProgressDrawTarget::stderr()
+    } else {
+        ProgressDrawTarget::hidden()
+    }
+}
+
 /// Shows how far a run is, on a terminal.
 #[derive(Debug)]
 pub struct Progress(ProgressBar);
@@ -19,12 +38,7 @@ pub struct Progress(ProgressBar);
 impl Progress {
     /// A bar at its beginning.
     pub fn new() -> Self {
-        let target = if std::io::stderr().is_terminal() {
-            ProgressDrawTarget::stderr()
-        } else {
-            ProgressDrawTarget::hidden()
-        };
-        let bar = ProgressBar::with_draw_target(Some(STEPS), target);
+        let bar = ProgressBar::with_draw_target(Some(STEPS), target());
         if let Ok(style) = ProgressStyle::with_template("{wide_bar:.cyan/238} {percent:>3}%  {msg}")
         {
             bar.set_style(style.progress_chars("━╸─"));

@@ -4,15 +4,18 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use millstream::buf::{ArenaConfig, HugePages};
-use millstream::core::{Idle, Ipv4Config, Ipv6Config, Limits, SynCookiePolicy};
+use millstream::buf::{ArenaConfig, DataSemantics, HugePages};
+use millstream::core::{
+    ClientRate, DiskNet, Idle, Ipv4Config, Ipv6Config, Limits, Polling, Quota, Retention,
+    SynCookiePolicy, TimerSource,
+};
 use millstream::disk::QueueKind;
 use millstream::dpdk_port::{Device, EalConfig, PortConfig};
 use millstream::http::{CacheConfig, ServerConfig, Timeouts};
-use millstream::tcp::{Algorithm, KeepAlive};
+use millstream::tcp::{Algorithm, Ecn, KeepAlive, PacingRate};
 use serde::{Deserialize, Serialize};
 
-use super::values::{Cidr, CidrV6, Mac, PciAddress};
+use super::values::{BitRate, Cidr, CidrV6, Mac, NetworkRate, PciAddress, Secret};
 
 /// Kinds of links.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -144,6 +147,7 @@ pub struct Ipv6Section {
     pub address: Option<CidrV6>,
     pub gateway: Option<Ipv6Addr>,
     pub slaac: bool,
+    pub stable_secret: Option<Secret>,
 }
 
 impl Ipv6Section {
@@ -153,7 +157,7 @@ impl Ipv6Section {
             addresses: self.address.iter().map(|cidr| (cidr.ip, cidr.prefix_len)).collect(),
             gateway: self.gateway,
             slaac: self.slaac,
-            stable_secret: None,
+            stable_secret: self.stable_secret.map(|secret| secret.0),
         })
     }
 }
@@ -230,6 +234,7 @@ pub struct LimitsSection {
     pub tasks: usize,
     pub sleepers: usize,
     pub splice_buffers: usize,
+    pub splice_turn_reads: usize,
 }
 
 impl Default for LimitsSection {
@@ -245,13 +250,14 @@ impl Default for LimitsSection {
             tasks: limits.tasks,
             sleepers: limits.sleepers,
             splice_buffers: limits.splice_buffers,
+            splice_turn_reads: limits.splice_turn_reads,
         }
     }
 }
 
 impl LimitsSection {
     /// As the shard takes them.
-    pub fn limits(&self, disk_depth: usize) -> Limits {
+    pub fn limits(&self, disk: &DiskSection) -> Limits {
         Limits {
             connections: self.connections,
             time_wait: self.time_wait,
@@ -262,7 +268,9 @@ impl LimitsSection {
             tasks: self.tasks,
             sleepers: self.sleepers,
             splice_buffers: self.splice_buffers,
-            disk_depth,
+            splice_turn_reads: self.splice_turn_reads,
+            disk_depth: disk.depth,
+            cache_blocks: disk.cache_blocks,
         }
     }
 }
@@ -303,13 +311,63 @@ impl From<Algorithm> for Congestion {
     }
 }
 
+/// When explicit congestion notification is used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EcnMode {
+    /// Never.
+    Off,
+    /// If the peer asks for it.
+    #[default]
+    Accept,
+    /// This side asks for it, too.
+    Request,
+}
+
+impl From<EcnMode> for Ecn {
+    fn from(mode: EcnMode) -> Self {
+        match mode {
+            EcnMode::Off => Self::Off,
+            EcnMode::Accept => Self::Accept,
+            EcnMode::Request => Self::Request,
+        }
+    }
+}
+
+/// What clocks segments out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Clocking {
+    /// A rate where the controller needs one or one is set.
+    #[default]
+    Auto,
+    /// Always a rate.
+    Rate,
+    /// Acknowledgements.
+    Ack,
+}
+
+impl From<Clocking> for millstream::tcp::Clocking {
+    fn from(clocking: Clocking) -> Self {
+        match clocking {
+            Clocking::Auto => Self::Auto,
+            Clocking::Rate => Self::Rate,
+            Clocking::Ack => Self::Ack,
+        }
+    }
+}
+
 /// `[tcp]`
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 #[allow(missing_docs)]
 pub struct TcpSection {
     pub recv_buffer_bytes: u32,
+    /// 0: it does not grow.
+    pub recv_buffer_max_bytes: u32,
     pub send_buffer_bytes: u32,
+    /// 0: it does not grow.
+    pub send_buffer_max_bytes: u32,
     pub min_rto_us: u32,
     pub initial_rto_us: u32,
     pub max_rto_us: u32,
@@ -323,6 +381,9 @@ pub struct TcpSection {
     pub fin_wait_2_us: u64,
     pub initial_window_segments: u8,
     pub congestion: Congestion,
+    pub ecn: EcnMode,
+    pub rack: bool,
+    pub clocking: Clocking,
     pub nagle: bool,
     pub timestamps: bool,
     pub sack: bool,
@@ -337,7 +398,9 @@ impl Default for TcpSection {
         let tcp = millstream::tcp::Config::default();
         Self {
             recv_buffer_bytes: tcp.recv_buffer_bytes,
+            recv_buffer_max_bytes: tcp.recv_buffer_max_bytes,
             send_buffer_bytes: tcp.send_buffer_bytes,
+            send_buffer_max_bytes: tcp.send_buffer_max_bytes,
             min_rto_us: tcp.min_rto_us,
             initial_rto_us: tcp.initial_rto_us,
             max_rto_us: tcp.max_rto_us,
@@ -350,6 +413,9 @@ impl Default for TcpSection {
             fin_wait_2_us: tcp.fin_wait_2_us,
             initial_window_segments: tcp.initial_window_segments,
             congestion: tcp.congestion.into(),
+            ecn: EcnMode::default(),
+            rack: tcp.rack,
+            clocking: Clocking::default(),
             nagle: tcp.nagle,
             timestamps: tcp.timestamps,
             sack: tcp.sack,
@@ -365,7 +431,9 @@ impl TcpSection {
     pub fn config(&self) -> millstream::tcp::Config {
         millstream::tcp::Config {
             recv_buffer_bytes: self.recv_buffer_bytes,
+            recv_buffer_max_bytes: self.recv_buffer_max_bytes,
             send_buffer_bytes: self.send_buffer_bytes,
+            send_buffer_max_bytes: self.send_buffer_max_bytes,
             min_rto_us: self.min_rto_us,
             initial_rto_us: self.initial_rto_us,
             max_rto_us: self.max_rto_us,
@@ -378,6 +446,9 @@ impl TcpSection {
             fin_wait_2_us: self.fin_wait_2_us,
             initial_window_segments: self.initial_window_segments,
             congestion: self.congestion.into(),
+            ecn: self.ecn.into(),
+            rack: self.rack,
+            clocking: self.clocking.into(),
             nagle: self.nagle,
             timestamps: self.timestamps,
             sack: self.sack,
@@ -435,6 +506,46 @@ impl From<DiskDriver> for QueueKind {
     }
 }
 
+/// How files are sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Net {
+    /// From the disk into the connection, as its window opens.
+    #[default]
+    Spliced,
+    /// By the task, through a buffer.
+    ReadSend,
+}
+
+impl From<Net> for DiskNet {
+    fn from(net: Net) -> Self {
+        match net {
+            Net::Spliced => Self::Spliced,
+            Net::ReadSend => Self::ReadSend,
+        }
+    }
+}
+
+/// How long buffers of files are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Keep {
+    /// Until they are acknowledged.
+    #[default]
+    UntilAck,
+    /// Until they are sent, for files in images.
+    UntilTx,
+}
+
+impl From<Keep> for Retention {
+    fn from(keep: Keep) -> Self {
+        match keep {
+            Keep::UntilAck => Self::UntilAck,
+            Keep::UntilTx => Self::UntilTx,
+        }
+    }
+}
+
 /// `[disk]`
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
@@ -442,11 +553,42 @@ impl From<DiskDriver> for QueueKind {
 pub struct DiskSection {
     pub queue: DiskDriver,
     pub depth: usize,
+    /// 0: none.
+    pub cache_blocks: usize,
+    pub net: Net,
+    pub retention: Keep,
 }
 
 impl Default for DiskSection {
     fn default() -> Self {
-        Self { queue: DiskDriver::default(), depth: Limits::default().disk_depth }
+        let limits = Limits::default();
+        Self {
+            queue: DiskDriver::default(),
+            depth: limits.disk_depth,
+            cache_blocks: limits.cache_blocks,
+            net: Net::default(),
+            retention: Keep::default(),
+        }
+    }
+}
+
+/// How cached content is sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Semantics {
+    /// By reference.
+    #[default]
+    EmulatedCopy,
+    /// As a copy for each response.
+    Copy,
+}
+
+impl From<Semantics> for DataSemantics {
+    fn from(semantics: Semantics) -> Self {
+        match semantics {
+            Semantics::EmulatedCopy => Self::EmulatedCopy,
+            Semantics::Copy => Self::Copy,
+        }
     }
 }
 
@@ -456,6 +598,8 @@ impl Default for DiskSection {
 #[allow(missing_docs)]
 pub struct HttpSection {
     pub port: u16,
+    pub rate: Option<BitRate>,
+    pub client_rates: Vec<NetworkRate>,
     pub backlog: usize,
     pub connections: usize,
     pub head_bytes_max: usize,
@@ -470,6 +614,8 @@ pub struct HttpSection {
     pub cache_bytes: usize,
     pub cache_file_bytes_max: usize,
     pub cache_valid_ms: u64,
+    pub semantics: Semantics,
+    pub lookup_threads: usize,
 }
 
 impl Default for HttpSection {
@@ -478,6 +624,8 @@ impl Default for HttpSection {
         let Timeouts { header, idle, send, send_bytes_min, linger } = server.timeouts;
         Self {
             port: 80,
+            rate: None,
+            client_rates: Vec::new(),
             backlog: 1024,
             connections: server.connections,
             head_bytes_max: server.head_bytes_max,
@@ -492,11 +640,19 @@ impl Default for HttpSection {
             cache_bytes: server.cache.bytes,
             cache_file_bytes_max: server.cache.file_bytes_max,
             cache_valid_ms: server.cache.valid.as_millis() as u64,
+            semantics: Semantics::default(),
+            lookup_threads: 2,
         }
     }
 }
 
 impl HttpSection {
+    /// Rates of its connections, for the listener.
+    pub fn pacing_rates(&self) -> (Option<PacingRate>, Vec<ClientRate>) {
+        let clients = self.client_rates.iter().map(|one| one.rate).collect();
+        (self.rate.as_ref().map(|rate| rate.rate), clients)
+    }
+
     /// As the server takes it.
     pub fn server(&self) -> ServerConfig {
         ServerConfig {
@@ -516,6 +672,8 @@ impl HttpSection {
                 file_bytes_max: self.cache_file_bytes_max,
                 valid: Duration::from_millis(self.cache_valid_ms),
             },
+            semantics: self.semantics.into(),
+            lookup_threads: self.lookup_threads,
             ..ServerConfig::default()
         }
     }
@@ -541,11 +699,102 @@ impl From<IdleMode> for Idle {
     }
 }
 
+/// When the link is asked for frames.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PollingMode {
+    /// In each turn.
+    #[default]
+    Spin,
+    /// When a quota of them has come.
+    Quota,
+    /// For each, after waiting for it.
+    Interrupt,
+}
+
+/// Frames that a poll is to find: a number, or `auto`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(try_from = "toml::Value", into = "toml::Value")]
+pub struct QuotaValue(pub Quota);
+
+impl TryFrom<toml::Value> for QuotaValue {
+    type Error = String;
+
+    fn try_from(value: toml::Value) -> Result<Self, String> {
+        match &value {
+            toml::Value::Integer(frames @ 1..=32) => Ok(Self(Quota::Frames(*frames as u8))),
+            toml::Value::String(word) if word == "auto" => Ok(Self(Quota::Auto)),
+            other => {
+                Err(format!("the quota is {other}; set it between 1 and 32 frames, or to \"auto\""))
+            }
+        }
+    }
+}
+
+impl From<QuotaValue> for toml::Value {
+    fn from(value: QuotaValue) -> Self {
+        match value.0 {
+            Quota::Frames(frames) => Self::Integer(frames.into()),
+            Quota::Auto => Self::String("auto".to_owned()),
+        }
+    }
+}
+
+/// What makes the loop look for due timers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TimerMode {
+    /// Its own trigger points.
+    #[default]
+    Soft,
+    /// Signals.
+    Signal,
+}
+
 /// `[shard]`
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 #[allow(missing_docs)]
 pub struct ShardSection {
     pub idle: IdleMode,
+    pub polling: PollingMode,
+    pub quota: QuotaValue,
+    pub timers: TimerMode,
+    /// 0: none.
+    pub backup_hz: u32,
+    pub trigger_histogram: bool,
     pub cpu: Option<usize>,
+}
+
+impl Default for ShardSection {
+    fn default() -> Self {
+        Self {
+            idle: IdleMode::default(),
+            polling: PollingMode::default(),
+            quota: QuotaValue(Quota::Auto),
+            timers: TimerMode::default(),
+            backup_hz: 1000,
+            trigger_histogram: false,
+            cpu: None,
+        }
+    }
+}
+
+impl ShardSection {
+    /// When the shard asks its link for frames.
+    pub fn polling(&self) -> Polling {
+        match self.polling {
+            PollingMode::Spin => Polling::Spin,
+            PollingMode::Quota => Polling::Quota(self.quota.0),
+            PollingMode::Interrupt => Polling::Interrupt,
+        }
+    }
+
+    /// What makes the shard look for due timers.
+    pub fn timers(&self) -> TimerSource {
+        match self.timers {
+            TimerMode::Soft => TimerSource::Soft,
+            TimerMode::Signal => TimerSource::Signal,
+        }
+    }
 }

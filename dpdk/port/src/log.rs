@@ -5,8 +5,9 @@ use std::sync::{Mutex, PoisonError};
 
 /// Messages that drivers print at warning level or worse where nothing is wrong: net_tap without
 /// the kernel's multiq qdisc or a secondary process, and with its real-time signals switched off;
-/// net_memif without secondary processes.
-const HARMLESS: [&str; 8] = [
+/// net_memif without secondary processes; drivers that are asked for interrupts and have none.
+const HARMLESS: [&str; 9] = [
+    "x Intr ",
     "multiq qdisc",
     "qdisc kind is unknown",
     "rte flow support",

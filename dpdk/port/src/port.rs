@@ -37,10 +37,14 @@ pub struct PortConfig {
     /// Frames with at most this much payload are copied into one buffer, which is cheaper than
     /// to attach it. Such bytes are counted as copied. 0: never.
     pub copy_below_bytes: u16,
+    /// Have the device signal received frames to a queue that sleeps, if it can
+    /// ([`PortQueue`](crate::PortQueue) as `Link::rx_event`).
+    pub rx_interrupts: bool,
 }
 
 impl PortConfig {
-    /// One queue of 512 descriptors each way, 4096 receive buffers (10 MiB), copies up to 256 bytes.
+    /// One queue of 512 descriptors each way, 4096 receive buffers (10 MiB), copies up to 256 bytes,
+    /// interrupts where the device has them.
     pub fn new(device: Device) -> Self {
         Self {
             device,
@@ -51,6 +55,7 @@ impl PortConfig {
             mtu: None,
             mac: None,
             copy_below_bytes: 256,
+            rx_interrupts: true,
         }
     }
 }
@@ -164,13 +169,14 @@ impl Port {
         }
         let mtu = shared.mtu(config, &info, driver)?;
         let offloads = Offloads::of(&info, quirks);
-        let asked = shim_port_config {
+        let mut asked = shim_port_config {
             rx_offloads: offloads.rx,
             tx_offloads: offloads.tx,
             rss_types: offloads.rss,
             rx_queues: config.queues,
             tx_queues: config.queues,
             mtu: if quirks.any_length { 0 } else { config.mtu.unwrap_or(0) },
+            rx_interrupts: config.rx_interrupts.into(),
         };
         let (mut rx_descriptors, mut tx_descriptors) =
             (config.rx_descriptors.max(1), config.tx_descriptors.max(1));
@@ -223,23 +229,29 @@ impl Port {
             })
         };
         let mut pools = Vec::new();
-        for queue in 0..config.queues {
-            let (rx, tx) = (obtain(rx_shape)?, obtain(tx_shape)?);
-            // SAFETY: as above; the pool is never freed.
-            unsafe {
-                let rc = dpdk_sys::shim_rx_queue_setup(
-                    port,
-                    queue,
-                    rx_descriptors,
-                    offloads.rx,
-                    rx.raw(),
-                );
-                shared.ok(driver, "given a receive queue", rc)?;
-                let rc = dpdk_sys::shim_tx_queue_setup(port, queue, tx_descriptors, offloads.tx);
-                shared.ok(driver, "given a transmit queue", rc)?;
-            }
-            pools.push((rx, tx));
+        for _ in 0..config.queues {
+            pools.push((obtain(rx_shape)?, obtain(tx_shape)?));
         }
+        let set_up_queues = |shared: &Shared, pools: &[(Pool, Pool)]| -> Result<(), PortError> {
+            for (queue, (rx, _)) in (0_u16..).zip(pools) {
+                // SAFETY: as above; the pool is never freed.
+                unsafe {
+                    let rc = dpdk_sys::shim_rx_queue_setup(
+                        port,
+                        queue,
+                        rx_descriptors,
+                        offloads.rx,
+                        rx.raw(),
+                    );
+                    shared.ok(driver, "given a receive queue", rc)?;
+                    let rc =
+                        dpdk_sys::shim_tx_queue_setup(port, queue, tx_descriptors, offloads.tx);
+                    shared.ok(driver, "given a transmit queue", rc)?;
+                }
+            }
+            Ok(())
+        };
+        set_up_queues(&shared, &pools)?;
         if let (Some(mtu), false) = (config.mtu, quirks.any_length) {
             // SAFETY: as above. Some drivers know no other way than the configuration above.
             let rc = unsafe { dpdk_sys::rte_eth_dev_set_mtu(port, mtu) };
@@ -249,7 +261,19 @@ impl Port {
         }
         let mac = shared.address(config)?;
         // SAFETY: as above; all queues are set up.
-        let rc = unsafe { dpdk_sys::rte_eth_dev_start(port) };
+        let mut rc = unsafe { dpdk_sys::rte_eth_dev_start(port) };
+        if rc != 0 && asked.rx_interrupts != 0 {
+            // A card whose interrupts cannot be had (one vector for all, no VFIO) can still be polled.
+            asked.rx_interrupts = 0;
+            // SAFETY: as above; the port is stopped, as it failed to start.
+            unsafe {
+                let configured = dpdk_sys::shim_port_configure(port, &asked);
+                shared.ok(driver, "configured without interrupts", configured)?;
+            }
+            set_up_queues(&shared, &pools)?;
+            // SAFETY: as above.
+            rc = unsafe { dpdk_sys::rte_eth_dev_start(port) };
+        }
         shared.ok(driver, "started", rc)?;
         shared.started = true;
 
@@ -270,7 +294,12 @@ impl Port {
             .into_iter()
             .enumerate()
             .map(|(index, (rx, tx))| {
+                let rx_event = || {
+                    // SAFETY: the port is open; a driver without interrupts says so.
+                    unsafe { dpdk_sys::rte_eth_dev_rx_intr_ctl_q_get_fd(port, index as u16) }
+                };
                 Some(UnboundQueue {
+                    rx_event: (asked.rx_interrupts != 0).then(rx_event).filter(|fd| *fd >= 0),
                     shared: Arc::clone(&shared),
                     capabilities: capabilities.clone(),
                     queue: index as u16,

@@ -1,6 +1,7 @@
 //! A queue pair as a [`Link`].
 
 use std::cell::Cell;
+use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
@@ -51,6 +52,8 @@ pub struct UnboundQueue {
     pub(crate) frame_max: u32,
     pub(crate) chains: bool,
     pub(crate) copy_below: usize,
+    /// The descriptor at which the device signals received frames.
+    pub(crate) rx_event: Option<RawFd>,
 }
 
 // SAFETY: the one raw pointer is to a mempool, which any thread may use.
@@ -101,6 +104,8 @@ impl UnboundQueue {
             peer_pool: self.peer_pool,
             frame_max: self.frame_max,
             copy_below: self.copy_below,
+            rx_event: self.rx_event,
+            rearm: true,
             capabilities: self.capabilities,
             shared: self.shared,
             rx_pool: self.rx_pool,
@@ -125,6 +130,10 @@ pub struct PortQueue {
     peer_pool: *mut rte_mempool,
     frame_max: u32,
     copy_below: usize,
+    rx_event: Option<RawFd>,
+    /// The device wants to be asked anew for each signal, and counts them in an eventfd. Else the
+    /// descriptor is that of the frames themselves, and readable as long as there are some (net_tap).
+    rearm: bool,
     /// Mbufs that one frame takes at most.
     frame_mbufs: usize,
     /// Whether a frame of the batch asks the device for something.
@@ -517,6 +526,38 @@ impl Link for PortQueue {
         let here = self.rx_pool.free_here();
         let free = if here > total / 2 { here } else { self.rx_pool.free() };
         Some((free, total))
+    }
+
+    fn rx_event(&self) -> Option<BorrowedFd<'_>> {
+        // SAFETY: the driver's, open until the device is closed, which `shared` puts off.
+        self.rx_event.map(|fd| unsafe { BorrowedFd::borrow_raw(fd) })
+    }
+
+    fn arm_rx(&mut self) {
+        if self.rx_event.is_none() || !self.rearm {
+            return;
+        }
+        // SAFETY: the port is open and the queue is this thread's.
+        match unsafe { dpdk_sys::rte_eth_dev_rx_intr_enable(self.port, self.queue) } {
+            0 => {}
+            code if code == -libc::ENOTSUP => self.rearm = false,
+            // What cannot be asked for a signal is not waited for.
+            _ => self.rx_event = None,
+        }
+    }
+
+    fn disarm_rx(&mut self) {
+        let (Some(event), true) = (self.rx_event, self.rearm) else { return };
+        let mut count = [0_u8; 8];
+        let mut ready = libc::pollfd { fd: event, events: libc::POLLIN, revents: 0 };
+        // SAFETY: as above; the descriptor is an eventfd of the driver, of eight bytes. Some drivers
+        // would block in reading it when nothing was signalled.
+        unsafe {
+            dpdk_sys::rte_eth_dev_rx_intr_disable(self.port, self.queue);
+            if libc::poll(&mut ready, 1, 0) > 0 {
+                libc::read(event, count.as_mut_ptr().cast(), count.len());
+            }
+        }
     }
 
     /// Drops that the device counts for the port as a whole are in the numbers of queue 0.

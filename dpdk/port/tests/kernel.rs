@@ -1,6 +1,8 @@
 //! Ports whose other end is the kernel, in a network namespace that the test makes for its own
 //! thread. Without the right to make one, the same calls must say what is missing.
 
+use std::ffi::CStr;
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use dpdk_port::{Device, Eal, EalConfig, Port, PortConfig, PortError, PortQueue};
@@ -121,7 +123,7 @@ fn a_tap_carries_frames_both_ways() {
         // The kernel's own multicast reports may come first.
         let mut frames = RxBurst::new();
         assert!(wait_for(|| {
-            send_from_the_kernel();
+            send_from_the_kernel(c"mstap0");
             queue.rx_burst(&mut frames);
             !frames.is_empty()
         }));
@@ -137,14 +139,54 @@ fn a_tap_carries_frames_both_ways() {
     in_a_namespace(NET_ADMIN, test, without);
 }
 
-/// A broadcast of 60 bytes out of `mstap0`.
-fn send_from_the_kernel() {
+/// Whether the queue's event is signalled within so many milliseconds.
+fn signalled(queue: &PortQueue, ms: i32) -> bool {
+    let event = queue.rx_event().unwrap();
+    let mut ready = libc::pollfd { fd: event.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: one descriptor, which is open.
+    unsafe { libc::poll(&mut ready, 1, ms) > 0 }
+}
+
+#[test]
+fn a_tap_signals_frames_to_a_queue_that_sleeps() {
+    fn test() {
+        let mut queue = bind(Port::open(eal(), &tap("mstap1")).unwrap());
+        set_up("mstap1", true);
+        let mut frames = RxBurst::new();
+        for _ in 0..3 {
+            // What the kernel says of itself may come at any time.
+            queue.arm_rx();
+            assert!(wait_for(|| {
+                queue.rx_burst(&mut frames);
+                frames.clear();
+                !signalled(&queue, 0)
+            }));
+            send_from_the_kernel(c"mstap1");
+            assert!(signalled(&queue, 10_000), "no frame was signalled");
+            queue.disarm_rx();
+            queue.rx_burst(&mut frames);
+            assert!(!frames.is_empty(), "a signal without a frame");
+            frames.clear();
+        }
+        let mute = PortConfig { rx_interrupts: false, ..tap("mstap2") };
+        assert!(bind(Port::open(eal(), &mute).unwrap()).rx_event().is_none());
+        // These have none, and say so rather than being waited for.
+        for device in [Device::AfPacket { iface: "lo".into() }, Device::Ring] {
+            let config = PortConfig { mbufs: 2048, ..PortConfig::new(device.clone()) };
+            assert!(bind(Port::open(eal(), &config).unwrap()).rx_event().is_none(), "{device:?}");
+        }
+    }
+    in_a_namespace(NET_ADMIN, test, || {});
+}
+
+/// A broadcast of 60 bytes out of an interface.
+fn send_from_the_kernel(iface: &CStr) {
     // SAFETY: plain socket calls with valid arguments; the socket is closed.
     unsafe {
         let socket = libc::socket(libc::AF_PACKET, libc::SOCK_RAW, 0);
         let mut to: libc::sockaddr_ll = std::mem::zeroed();
         to.sll_family = libc::AF_PACKET as u16;
-        to.sll_ifindex = libc::if_nametoindex(c"mstap0".as_ptr()) as i32;
+        to.sll_ifindex = libc::if_nametoindex(iface.as_ptr()) as i32;
         let mut frame = [0xff_u8; 60];
         frame[12..14].copy_from_slice(&[0x88, 0xb5]);
         libc::sendto(

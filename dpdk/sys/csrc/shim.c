@@ -142,6 +142,7 @@ shim_port_configure(uint16_t port, const struct shim_port_config *config)
 	conf.rxmode.mtu = config->mtu;
 	conf.rxmode.offloads = config->rx_offloads;
 	conf.txmode.offloads = config->tx_offloads;
+	conf.intr_conf.rxq = config->rx_interrupts != 0;
 	if (config->rss_types != 0 && config->rx_queues > 1) {
 		conf.rxmode.mq_mode = RTE_ETH_MQ_RX_RSS;
 		conf.rx_adv_conf.rss_conf.rss_hf = config->rss_types;

@@ -58,6 +58,7 @@ struct shim_port_config {
 	uint16_t rx_queues;
 	uint16_t tx_queues;
 	uint16_t mtu; /* 0: the driver's own */
+	uint16_t rx_interrupts; /* 0: no */
 };
 
 /* A port's basic counters. */

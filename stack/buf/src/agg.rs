@@ -1,13 +1,18 @@
 //! Aggregates: ordered lists of slices.
 
-use std::collections::VecDeque;
-
 use crate::iobuf::IoBuf;
+
+mod edit;
+mod slices;
+
+pub use edit::NoBuffer;
+pub(crate) use edit::fresh;
+use slices::Slices;
 
 /// An ordered list of slices that reads as one run of bytes (IO-Lite's aggregate).
 #[derive(Clone, Debug, Default)]
 pub struct Agg {
-    slices: VecDeque<IoBuf>,
+    slices: Slices,
     len: usize,
 }
 
@@ -47,8 +52,8 @@ impl Agg {
     }
 
     /// Adds all of `other` at the end.
-    pub fn concatenate(&mut self, other: Agg) {
-        for slice in other.slices {
+    pub fn concatenate(&mut self, mut other: Agg) {
+        while let Some(slice) = other.pop_front() {
             self.append(slice);
         }
     }

@@ -1,17 +1,19 @@
 //! One mapping, carved into buffers.
 
 use std::cell::{Cell, RefCell};
+use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 use std::rc::{Rc, Weak};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crossbeam::queue::ArrayQueue;
-
 use crate::header::{BufHeader, release};
 use crate::iobuf::IoBufMut;
+use crate::map::{HUGE_PAGE_BYTES, map, map_shared};
+use crate::memo::{Memo, MemoStats};
+use crate::poison;
+use crate::quota::Charges;
+use crate::returns::Returns;
 use crate::{BLOCK_BYTES, FRAME_BYTES};
-
-const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 /// Whether the arena wants 2 MiB pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -82,6 +84,14 @@ pub enum ArenaError {
         /// Pages of 2 MiB that would do.
         pages: usize,
     },
+    /// The kernel has no memory that can be passed to other processes.
+    #[error(
+        "the kernel refuses memory that other processes can be given ({source}); raise the limit with `ulimit -n`, or use an arena of this process alone"
+    )]
+    NotShareable {
+        /// What the kernel said.
+        source: std::io::Error,
+    },
 }
 
 /// What an arena holds at this moment.
@@ -100,21 +110,27 @@ pub struct ArenaStats {
 /// Cloning gives another handle on the same arena. The mapping is freed when the last handle goes,
 /// unless buffers are still out: then it is leaked, since a device or a peer may still use it.
 #[derive(Clone)]
-pub struct Arena(Rc<ArenaInner>);
+pub struct Arena(pub(crate) Rc<ArenaInner>);
 
 pub(crate) struct ArenaInner {
     base: NonNull<u8>,
     mapped_bytes: usize,
-    pages: PageKind,
-    headers: Box<[BufHeader]>,
+    pub(crate) pages: PageKind,
+    pub(crate) headers: Box<[BufHeader]>,
     /// Free buffers of each class as indices into `headers`; last in, first out, so that the next
     /// buffer is the one most likely still in cache.
-    free_frames: RefCell<Vec<u32>>,
-    free_blocks: RefCell<Vec<u32>>,
-    frames: usize,
+    pub(crate) free_frames: RefCell<Vec<u32>>,
+    pub(crate) free_blocks: RefCell<Vec<u32>>,
+    pub(crate) frames: usize,
     exhausted: Cell<u64>,
-    /// Headers of buffers released on other threads.
-    returns: ArrayQueue<usize>,
+    /// References given back on other threads.
+    returns: Returns,
+    /// Who pays for which buffer.
+    pub(crate) charges: Charges,
+    /// Remembered checksums.
+    pub(crate) memo: Memo,
+    /// What backs the mapping, if other processes may be given it.
+    pub(crate) memfd: Option<OwnedFd>,
     thread: u64,
 }
 
@@ -136,14 +152,35 @@ impl Arena {
     /// # Errors
     /// [`ArenaError`] if the system has not got the memory or the huge pages.
     pub fn new(config: &ArenaConfig) -> Result<Self, ArenaError> {
-        let block_area = config.blocks * BLOCK_BYTES;
-        let bytes = block_area + config.frames * FRAME_BYTES;
-        let mapped_bytes = bytes.max(1).next_multiple_of(HUGE_PAGE_BYTES);
+        let mapped_bytes = mapped_bytes(config);
         let (base, pages) = map(mapped_bytes, config.huge_pages)?;
+        Ok(Self::carve(config, base, mapped_bytes, pages, None))
+    }
 
+    /// As [`Self::new`] on memory that other processes can be given to read: see
+    /// [`Pool`](crate::Pool).
+    ///
+    /// # Errors
+    /// As [`Self::new`], or [`ArenaError::NotShareable`].
+    pub fn shareable(config: &ArenaConfig) -> Result<Self, ArenaError> {
+        let mapped_bytes = mapped_bytes(config);
+        let (base, pages, memfd) = map_shared(mapped_bytes, config.huge_pages)?;
+        Ok(Self::carve(config, base, mapped_bytes, pages, Some(memfd)))
+    }
+
+    fn carve(
+        config: &ArenaConfig,
+        base: NonNull<u8>,
+        mapped_bytes: usize,
+        pages: PageKind,
+        memfd: Option<OwnedFd>,
+    ) -> Self {
+        let block_area = config.blocks * BLOCK_BYTES;
+        let buffers = config.frames + config.blocks;
+        poison::forbid(base, mapped_bytes);
         let inner = Rc::new_cyclic(|inner: &Weak<ArenaInner>| {
             let owner = inner.as_ptr().cast::<()>();
-            let headers = (0..config.frames + config.blocks)
+            let headers = (0..buffers)
                 .map(|index| {
                     let (offset, capacity) = if index < config.frames {
                         (block_area + index * FRAME_BYTES, FRAME_BYTES)
@@ -167,11 +204,14 @@ impl Arena {
                 ),
                 frames: config.frames,
                 exhausted: Cell::new(0),
-                returns: ArrayQueue::new((config.frames + config.blocks).max(1)),
+                returns: Returns::new(buffers),
+                charges: Charges::new(buffers),
+                memo: Memo::new(config.frames, config.blocks),
+                memfd,
                 thread: thread_number(),
             }
         });
-        Ok(Self(inner))
+        Self(inner)
     }
 
     /// Takes a buffer, or `None` if the class is used up.
@@ -190,7 +230,8 @@ impl Arena {
         let header = &self.0.headers[index as usize];
         debug_assert_eq!(header.refs.get(), 0, "a buffer on the free list is in use");
         header.refs.set(1);
-        header.generation.set(header.generation.get().wrapping_add(1));
+        header.next_generation();
+        poison::allow(header.data, header.capacity as usize);
         // SAFETY: the buffer was free, so this handle is the only one, with its one reference.
         Some(unsafe { IoBufMut::from_header(NonNull::from(header)) })
     }
@@ -203,14 +244,31 @@ impl Arena {
     /// Takes back what other threads released; returns how many references came home.
     pub fn reclaim(&self) -> usize {
         let mut count = 0;
-        while let Some(header) = self.0.returns.pop() {
-            let Some(header) = NonNull::new(header as *mut BufHeader) else { continue };
-            // SAFETY: `queue_for_owner` handed over one reference, and this is the owning thread
-            // (the arena is `!Send`).
-            unsafe { release(header) };
-            count += 1;
-        }
+        self.0.returns.take(|buffer, references| {
+            let Some(header) = self.0.headers.get(buffer as usize) else { return };
+            for _ in 0..references {
+                // SAFETY: `queue_for_owner` was handed as many references, and this is the owning
+                // thread (the arena is `!Send`).
+                unsafe { release(NonNull::from(header)) };
+            }
+            count += references as usize;
+        });
         count
+    }
+
+    /// What remembering checksums has saved.
+    pub fn memo_stats(&self) -> MemoStats {
+        self.0.memo.stats()
+    }
+
+    /// Whether [`IoBuf::memoize`](crate::IoBuf::memoize) has an effect from now on. It has unless somebody
+    /// says otherwise: where a card computes checksums, remembering them is of no use.
+    pub fn set_memo(&self, on: bool) {
+        self.0.memo.set_on(on);
+    }
+
+    pub(crate) fn inner(&self) -> &ArenaInner {
+        &self.0
     }
 
     /// Start and length in bytes of the mapping, for registration with devices.
@@ -247,6 +305,10 @@ impl ArenaInner {
         }
     }
 
+    pub(crate) fn class_of(&self, header: &BufHeader) -> SizeClass {
+        if (header.index as usize) < self.frames { SizeClass::Frame } else { SizeClass::Block }
+    }
+
     fn buffers_out(&self) -> usize {
         self.headers.len() - self.free_frames.borrow().len() - self.free_blocks.borrow().len()
     }
@@ -266,6 +328,7 @@ impl Drop for Arena {
 
 impl Drop for ArenaInner {
     fn drop(&mut self) {
+        poison::allow(self.base, self.mapped_bytes);
         // SAFETY: the mapping was made by `map` with this length, and `Arena::drop` let us get here
         // only because no buffer is out.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.mapped_bytes) };
@@ -282,10 +345,10 @@ unsafe fn free_arena_buffer(header: NonNull<BufHeader>) {
         let header = header.as_ref();
         (header, &*header.owner.cast::<ArenaInner>())
     };
-    let class =
-        if (header.index as usize) < arena.frames { SizeClass::Frame } else { SizeClass::Block };
+    arena.charges.refund(header);
+    poison::forbid(header.data, header.capacity as usize);
     // The list was made with room for every buffer, so this never allocates.
-    arena.list(class).borrow_mut().push(header.index);
+    arena.list(arena.class_of(header)).borrow_mut().push(header.index);
 }
 
 pub(crate) fn is_owner_thread(owner: *const ()) -> bool {
@@ -293,73 +356,23 @@ pub(crate) fn is_owner_thread(owner: *const ()) -> bool {
     unsafe { (*owner.cast::<ArenaInner>()).thread == thread_number() }
 }
 
-pub(crate) fn queue_for_owner(owner: *const (), header: NonNull<BufHeader>) {
-    // SAFETY: `owner` is a live `ArenaInner` and `ArrayQueue` may be used from any thread.
+pub(crate) fn queue_for_owner(owner: *const (), index: u32) {
+    // SAFETY: `owner` is a live `ArenaInner` and `Returns::give` may be called on any thread.
     let returns = unsafe { &(*owner.cast::<ArenaInner>()).returns };
-    // A driver holds at most one reference a buffer (see `release_any_thread`), so the queue, which
-    // has a place for each buffer, is never full. Were it, the buffer would be leaked, not reused.
-    let _ = returns.push(header.as_ptr() as usize);
+    returns.give(index);
 }
 
-fn map(bytes: usize, huge: HugePages) -> Result<(NonNull<u8>, PageKind), ArenaError> {
-    if huge != HugePages::Never {
-        // MAP_POPULATE of huge pages fails at once if too few are free, where a later touch would
-        // be a bus error.
-        match map_with(bytes, libc::MAP_HUGETLB | libc::MAP_HUGE_2MB | libc::MAP_POPULATE) {
-            Ok(base) => return Ok((base, PageKind::Huge)),
-            Err(_) if huge == HugePages::Try => {}
-            Err(_) => return Err(ArenaError::NoHugePages { pages: bytes / HUGE_PAGE_BYTES }),
-        }
-    }
-    let base = map_with(bytes + HUGE_PAGE_BYTES, 0)
-        .map_err(|source| ArenaError::NoMemory { bytes, source })?;
-    // Trim to a 2 MiB boundary, so that transparent huge pages can back it.
-    let skip = base.as_ptr().align_offset(HUGE_PAGE_BYTES);
-    // SAFETY: all ranges lie inside the mapping just made.
-    unsafe {
-        if skip > 0 {
-            libc::munmap(base.as_ptr().cast(), skip);
-        }
-        let aligned = base.add(skip);
-        if HUGE_PAGE_BYTES > skip {
-            libc::munmap(aligned.as_ptr().add(bytes).cast(), HUGE_PAGE_BYTES - skip);
-        }
-        if huge != HugePages::Never {
-            libc::madvise(aligned.as_ptr().cast(), bytes, libc::MADV_HUGEPAGE);
-        }
-        if libc::madvise(aligned.as_ptr().cast(), bytes, libc::MADV_POPULATE_WRITE) != 0 {
-            let source = std::io::Error::last_os_error();
-            // Kernels before 5.14 do not know MADV_POPULATE_WRITE; they fault pages in as they are touched.
-            if source.raw_os_error() != Some(libc::EINVAL) {
-                libc::munmap(aligned.as_ptr().cast(), bytes);
-                return Err(ArenaError::NoMemory { bytes, source });
-            }
-        }
-        // Shared memory is made of huge pages at once where the kernel can (Linux 6.1), whatever
-        // `shmem_enabled` says; elsewhere this fails and changes nothing.
-        if huge != HugePages::Never {
-            libc::madvise(aligned.as_ptr().cast(), bytes, libc::MADV_COLLAPSE);
-        }
-        Ok((aligned, PageKind::Base))
-    }
+/// The arena that a buffer comes from; `None` for those of drivers and of the heap.
+#[inline]
+pub(crate) fn of(header: &BufHeader) -> Option<&ArenaInner> {
+    // SAFETY: an arena outlives its buffers (see `Arena::drop`), and the borrow of the header keeps the
+    // buffer. Headers other than an arena's have no owner.
+    unsafe { header.owner.cast::<ArenaInner>().as_ref() }
 }
 
-fn map_with(bytes: usize, flags: libc::c_int) -> std::io::Result<NonNull<u8>> {
-    // SAFETY: a fresh anonymous mapping touches nothing that exists.
-    let base = unsafe {
-        libc::mmap(
-            std::ptr::null_mut(),
-            bytes,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_SHARED | libc::MAP_ANONYMOUS | flags,
-            -1,
-            0,
-        )
-    };
-    if base == libc::MAP_FAILED {
-        return Err(std::io::Error::last_os_error());
-    }
-    NonNull::new(base.cast()).ok_or_else(|| std::io::Error::from_raw_os_error(libc::ENOMEM))
+fn mapped_bytes(config: &ArenaConfig) -> usize {
+    let bytes = config.blocks * BLOCK_BYTES + config.frames * FRAME_BYTES;
+    bytes.max(1).next_multiple_of(HUGE_PAGE_BYTES)
 }
 
 #[cfg(test)]
@@ -459,6 +472,31 @@ mod tests {
         assert_eq!(arena.free(SizeClass::Frame), 2, "only the owner touches the free list");
         assert_eq!(arena.reclaim(), 1);
         assert_eq!(arena.free(SizeClass::Frame), 3);
+    }
+
+    #[test]
+    fn references_on_one_buffer_add_up() {
+        let arena = small();
+        let block = arena.alloc(SizeClass::Block).unwrap().freeze(0..10);
+        let header = block.header().as_ptr() as usize;
+        for _ in 0..50 {
+            // SAFETY: `block` is live and this is its thread.
+            unsafe { crate::retain(block.header()) };
+        }
+        drop(block);
+        let give = move || {
+            for _ in 0..25 {
+                let header = NonNull::new(header as *mut BufHeader).unwrap();
+                // SAFETY: gives back half of the references taken above.
+                unsafe { crate::release_any_thread(header) };
+            }
+        };
+        for thread in [std::thread::spawn(give), std::thread::spawn(give)] {
+            thread.join().unwrap();
+        }
+        assert_eq!(arena.reclaim(), 50, "more than there are buffers");
+        assert!(arena.audit().is_clean());
+        assert_eq!(arena.reclaim(), 0);
     }
 
     #[test]

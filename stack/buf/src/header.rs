@@ -26,8 +26,9 @@ pub struct BufHeader {
     pub(crate) free: FreeFn,
     /// What `free` needs to find the owner (for arena buffers: the arena).
     pub(crate) owner: *const (),
-    /// Bumped each time the buffer is handed out anew (IO-Lite's generation number).
-    pub(crate) generation: Cell<u32>,
+    /// Bumped each time the buffer is handed out anew or written in place (IO-Lite's generation
+    /// number); its highest bit says that sums of the buffer are remembered, see `memo`.
+    generation: Cell<u32>,
     /// Index in the arena, or anything the foreign owner wants.
     pub(crate) index: u32,
     driver: UnsafeCell<[u64; DRIVER_WORDS]>,
@@ -75,6 +76,27 @@ impl BufHeader {
         unsafe { at.write(Self::new(data, capacity, free, std::ptr::null(), 0)) }
     }
 
+    /// How often the buffer was handed out or written in place.
+    #[inline]
+    pub(crate) fn generation(&self) -> u32 {
+        self.generation.get() & !MEMOIZED
+    }
+
+    /// The content is about to be another: whatever was known of it is forgotten.
+    #[inline]
+    pub(crate) fn next_generation(&self) {
+        self.generation.set(self.generation.get().wrapping_add(1) & !MEMOIZED);
+    }
+
+    #[inline]
+    pub(crate) fn is_memoized(&self) -> bool {
+        self.generation.get() & MEMOIZED != 0
+    }
+
+    pub(crate) fn set_memoized(&self) {
+        self.generation.set(self.generation.get() | MEMOIZED);
+    }
+
     /// Three words for the driver that transmits this buffer (DPDK keeps its
     /// `rte_mbuf_ext_shared_info` here). Zero until a driver writes them; kept over reuse.
     pub fn driver_area(&self) -> *mut [u64; DRIVER_WORDS] {
@@ -91,6 +113,9 @@ impl BufHeader {
         self.capacity
     }
 }
+
+/// The bit of `generation` that says that sums are remembered.
+const MEMOIZED: u32 = 1 << 31;
 
 /// Far more than handles fit into memory; only forgetting handles without end gets there, and going
 /// on would let the count wrap.
@@ -124,6 +149,7 @@ pub unsafe fn retain(header: NonNull<BufHeader>) {
 pub(crate) unsafe fn release(header: NonNull<BufHeader>) {
     // SAFETY: live, since the caller still owns a reference.
     let refs = unsafe { &header.as_ref().refs };
+    debug_assert!(refs.get() > 0, "a reference was given back twice");
     let left = refs.get() - 1;
     refs.set(left);
     if left == 0 {
@@ -150,6 +176,7 @@ pub unsafe fn release_any_thread(header: NonNull<BufHeader>) {
         // SAFETY: the caller's reference, on the owning thread.
         unsafe { release(header) }
     } else {
-        crate::arena::queue_for_owner(owner, header);
+        // SAFETY: as above; `index` never changes either.
+        crate::arena::queue_for_owner(owner, unsafe { (*header.as_ptr()).index });
     }
 }

@@ -106,7 +106,7 @@ impl IoBuf {
         debug_assert_eq!(head.refs.get(), 0);
         debug_assert!(offset + len <= head.capacity);
         head.refs.set(1);
-        head.generation.set(head.generation.get().wrapping_add(1));
+        head.next_generation();
         Self { header, offset, len, _not_send: PhantomData }
     }
 
@@ -189,17 +189,40 @@ impl IoBuf {
         }
         // SAFETY: the only handle, borrowed mutably.
         let bytes = unsafe {
-            let start = self.header.as_ref().data.as_ptr().add(self.offset as usize);
+            let header = self.header.as_ref();
+            header.next_generation();
+            let start = header.data.as_ptr().add(self.offset as usize);
             std::slice::from_raw_parts_mut(start, self.len as usize)
         };
         Some((bytes, copied))
     }
 
-    /// How often the buffer had been handed out when this handle's turn came: together with
+    /// How often the buffer was handed out or written in place up to now: together with
     /// [`Self::as_ptr`](slice::as_ptr) it names a content (IO-Lite's generation number).
     pub fn generation(&self) -> u32 {
         // SAFETY: the header lives as long as a handle does.
-        unsafe { self.header.as_ref().generation.get() }
+        unsafe { self.header.as_ref().generation() }
+    }
+
+    /// Writes at `at` of the slice though others may hold it.
+    ///
+    /// # Safety
+    /// No reference to these bytes is used afterwards, from whatever handle it came.
+    pub(crate) unsafe fn overwrite(&mut self, at: usize, bytes: &[u8]) {
+        assert!(at + bytes.len() <= self.len as usize);
+        // SAFETY: inside the slice by the check above; nobody relies on these bytes by the caller's
+        // promise, and what is remembered of them is forgotten.
+        unsafe {
+            let header = self.header.as_ref();
+            header.next_generation();
+            let to = header.data.as_ptr().add(self.offset as usize + at);
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len());
+        }
+    }
+
+    /// Where in the buffer the slice begins, in bytes.
+    pub(crate) fn offset(&self) -> u32 {
+        self.offset
     }
 
     /// Bytes of memory that this handle keeps from being reused: the whole buffer.

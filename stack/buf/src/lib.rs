@@ -23,18 +23,42 @@
 
 mod agg;
 mod arena;
+mod audit;
+mod calibrate;
 mod copy;
+mod guard;
 mod header;
 mod iobuf;
+mod map;
+mod memo;
 mod memory;
+mod poison;
+mod pool;
+mod quota;
+mod region;
+mod returns;
+mod semantics;
 mod staging;
 
-pub use agg::Agg;
+/// What `returns` is made of; its test under loom puts loom's in place.
+mod sync {
+    pub use std::sync::atomic::{AtomicU32, Ordering};
+}
+
+pub use agg::{Agg, NoBuffer};
 pub use arena::{Arena, ArenaConfig, ArenaError, ArenaStats, HugePages, PageKind, SizeClass};
+pub use audit::{Audit, Held};
+pub use calibrate::{SIZES_BYTES, Thresholds};
 pub use copy::copy_short;
+pub use guard::Untouchable;
 pub use header::{BufHeader, DRIVER_WORDS, release_any_thread, retain};
 pub use iobuf::{IoBuf, IoBufMut};
-pub use memory::{advise_huge_pages, prefetch};
+pub use memo::MemoStats;
+pub use memory::{advise_huge_pages, evict, prefetch};
+pub use pool::{AccessError, Domain, Pool, Pools, SharedView, SliceRef};
+pub use quota::Quota;
+pub use region::{After, Exchange, Lent, Readable, Region, RegionCache};
+pub use semantics::{DataSemantics, UnknownSemantics};
 pub use staging::Staging;
 
 /// Size of a [`SizeClass::Frame`] buffer in bytes: one Ethernet frame of 1500 bytes MTU with room

@@ -12,9 +12,11 @@ use crate::iobuf::{IoBuf, IoBufMut};
 /// Consecutive slices are adjacent, so [`IoBuf::try_join`] merges what one connection writes bit by
 /// bit. A buffer goes home when the cursor has left it and its last slice is gone.
 pub struct Staging {
+    /// Before the arena: when the cursor is the arena's last user, its buffer must be home by then, or
+    /// the arena's memory stays for ever.
+    current: Option<IoBufMut>,
     arena: Arena,
     class: SizeClass,
-    current: Option<IoBufMut>,
     used: usize,
 }
 
@@ -109,6 +111,17 @@ impl std::fmt::Debug for Staging {
 mod tests {
     use super::*;
     use crate::{ArenaConfig, FRAME_BYTES, HugePages};
+
+    #[test]
+    fn the_last_user_of_an_arena_takes_its_memory_along() {
+        let config = ArenaConfig { frames: 2, blocks: 0, huge_pages: HugePages::Never };
+        let arena = Arena::new(&config).unwrap();
+        let memory = std::rc::Rc::downgrade(&arena.0);
+        let mut staging = Staging::new(arena, SizeClass::Frame);
+        drop(staging.put(b"ab").unwrap());
+        drop(staging);
+        assert!(memory.upgrade().is_none(), "leaked");
+    }
 
     #[test]
     fn small_writes_share_a_buffer_and_join() {

@@ -69,10 +69,15 @@ pub struct Limits {
     pub tasks: usize,
     /// Sleeping tasks.
     pub sleepers: usize,
-    /// 16 KiB disk buffers that one connection may hold at a time (16 = 256 KiB in flight).
+    /// 16 KiB disk buffers that one connection may hold at a time while less than half of all are free
+    /// (16 = 256 KiB in flight).
     pub splice_buffers: usize,
+    /// Disk reads that one connection may begin in a turn of the loop, before others have theirs.
+    pub splice_turn_reads: usize,
     /// Disk reads in flight of all connections together.
     pub disk_depth: usize,
+    /// 16 KiB blocks of files that are kept for the next transfer that wants them; 0: none.
+    pub cache_blocks: usize,
 }
 
 impl Default for Limits {
@@ -87,7 +92,9 @@ impl Default for Limits {
             tasks: 16 * 1024,
             sleepers: 32 * 1024,
             splice_buffers: 16,
+            splice_turn_reads: 8,
             disk_depth: 128,
+            cache_blocks: 0,
         }
     }
 }
@@ -102,6 +109,60 @@ pub enum SynCookiePolicy {
     Always,
     /// Never: the oldest handshake makes way for a newer one.
     Off,
+}
+
+/// Frames that a poll of the link is to find on the average.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quota {
+    /// So many, 1 to 32.
+    Frames(u8),
+    /// As many as make a frame cheapest: found by trying.
+    Auto,
+}
+
+/// When the link is asked for frames.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Polling {
+    /// In each turn.
+    #[default]
+    Spin,
+    /// At intervals in which a quota of them comes (Aron and Druschel, SOSP '99, section 4.2), and
+    /// between those the core is free for others. No frame waits longer than 100 us for it.
+    Quota(Quota),
+    /// For each frame, after waiting for the device to signal it: the baseline, for measuring what
+    /// the others are worth. Where the device cannot signal, the loop sleeps for short times.
+    Interrupt,
+}
+
+/// What makes the loop look for due timers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TimerSource {
+    /// Its own trigger points: soft timers.
+    #[default]
+    Soft,
+    /// A signal of a POSIX timer that is set for each: the baseline.
+    Signal,
+}
+
+/// How [`send_file`](crate::TcpStream::send_file) brings a file to the network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DiskNet {
+    /// The window asks the disk and the disk's completion sends, without the task and without a copy.
+    #[default]
+    Spliced,
+    /// The task reads into a buffer and writes from there: for measuring what splicing is worth.
+    ReadSend,
+}
+
+/// How long the buffers of a file that is sent are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Retention {
+    /// Until the peer has acknowledged them.
+    #[default]
+    UntilAck,
+    /// Until they are sent. What is lost is read from the disk again. For files that cannot change,
+    /// those of images and in memory; others are kept until they are acknowledged.
+    UntilTx,
 }
 
 /// Everything a shard needs to know at start.
@@ -126,6 +187,17 @@ pub struct ShardConfig {
     pub rx: RxPolicy,
     /// How long things may take while containers share the core.
     pub scheduling: Scheduling,
+    /// When the link is asked for frames.
+    pub polling: Polling,
+    /// What makes the loop look for due timers.
+    pub timers: TimerSource,
+    /// Record the intervals between trigger points, see
+    /// [`Stack::trigger_stats`](crate::Stack::trigger_stats): a reading of the clock at each.
+    pub trace_triggers: bool,
+    /// How files are sent.
+    pub disk_net: DiskNet,
+    /// How long the buffers of files are kept.
+    pub retention: Retention,
     /// Verify and compute no checksums at all: for measuring what they cost. Never on a network.
     pub skip_checksums: bool,
 }
@@ -143,6 +215,11 @@ impl ShardConfig {
             syn_cookies: SynCookiePolicy::default(),
             rx: RxPolicy::default(),
             scheduling: Scheduling::default(),
+            polling: Polling::default(),
+            timers: TimerSource::default(),
+            trace_triggers: false,
+            disk_net: DiskNet::default(),
+            retention: Retention::default(),
             skip_checksums: false,
         }
     }

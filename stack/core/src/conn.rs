@@ -42,6 +42,8 @@ bitflags::bitflags! {
         const PARKED = 1 << 10;
         /// The application has ended its direction while a file is being sent: after the file.
         const SHUTDOWN_AFTER_FILE = 1 << 11;
+        /// The socket's data semantics, a number of three bits; see `semantics`.
+        const SEMANTICS = 7 << 12;
     }
 }
 

@@ -6,12 +6,14 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Wake, Waker};
 
 use crossbeam::queue::SegQueue;
+use rustix::event::{EventfdFlags, eventfd};
 
 /// A number for the calling thread that is cheap to read.
 fn thread_number() -> u64 {
@@ -34,9 +36,22 @@ struct ReadyQueue {
     tail: AtomicU32,
     remote: SegQueue<u32>,
     remote_pending: AtomicBool,
+    /// The executor's thread sleeps, or is about to.
+    asleep: AtomicBool,
+    /// An eventfd that ends its sleep; made when it first sleeps.
+    doorbell: OnceLock<Option<OwnedFd>>,
 }
 
 impl ReadyQueue {
+    /// Ends the sleep of the executor's thread.
+    #[cold]
+    fn ring(&self) {
+        if let Some(Some(doorbell)) = self.doorbell.get() {
+            // Refused only if it has been rung 2^64 - 2 times unheard.
+            let _ = rustix::io::write(doorbell, &1_u64.to_ne_bytes());
+        }
+    }
+
     #[inline]
     fn push_local(&self, task: u32) {
         let tail = self.tail.load(Ordering::Relaxed);
@@ -87,7 +102,11 @@ impl Wake for TaskHandle {
             }
         } else if !self.in_remote.swap(true, Ordering::AcqRel) {
             self.ready.remote.push(self.task);
-            self.ready.remote_pending.store(true, Ordering::Release);
+            // In one order with `Executor::falls_asleep`: one of the two sees the other.
+            self.ready.remote_pending.store(true, Ordering::SeqCst);
+            if self.ready.asleep.load(Ordering::SeqCst) {
+                self.ready.ring();
+            }
         }
     }
 }
@@ -155,6 +174,8 @@ impl Executor {
                 tail: AtomicU32::new(0),
                 remote: SegQueue::new(),
                 remote_pending: AtomicBool::new(false),
+                asleep: AtomicBool::new(false),
+                doorbell: OnceLock::new(),
             }),
             polls: Cell::new(0),
         }
@@ -264,19 +285,57 @@ impl Executor {
         self.ready.len_local() > 0 || self.ready.remote_pending.load(Ordering::Relaxed)
     }
 
-    /// Polls each task that was runnable when the call came, once, up to a bound. Returns how many there
-    /// were.
+    /// Polls each task that was runnable when the call came, once, up to a bound. Returns how many
+    /// there were.
+    /// `between` is called between two of them.
     #[inline]
-    pub fn run(&self) -> usize {
+    pub fn run(&self, mut between: impl FnMut()) -> usize {
         if self.ready.remote_pending.load(Ordering::Relaxed) {
             self.take_remote();
         }
         let count = self.ready.len_local().min(TASKS_A_RUN);
-        for _ in 0..count {
+        let mut left = count;
+        while left > 0 {
             let number = self.ready.pop_local();
             self.poll(number);
+            left -= 1;
+            if left == 0 {
+                break;
+            }
+            between();
         }
         count as usize
+    }
+
+    /// From here on a wake from another thread rings the doorbell. `false`: one has come already.
+    pub fn falls_asleep(&self) -> bool {
+        self.ready.doorbell.get_or_init(|| {
+            let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+            // Without one, a wake from another thread waits for the sleep's end.
+            eventfd(0, flags).ok()
+        });
+        self.ready.asleep.store(true, Ordering::SeqCst);
+        let awake = self.ready.remote_pending.load(Ordering::SeqCst);
+        if awake {
+            self.ready.asleep.store(false, Ordering::Relaxed);
+        }
+        !awake
+    }
+
+    /// What becomes readable when another thread wakes a task.
+    pub fn doorbell(&self) -> Option<BorrowedFd<'_>> {
+        self.ready.doorbell.get()?.as_ref().map(AsFd::as_fd)
+    }
+
+    /// The sleep is over.
+    pub fn wakes_up(&self) {
+        self.ready.asleep.store(false, Ordering::Relaxed);
+        if self.ready.remote_pending.load(Ordering::Relaxed)
+            && let Some(doorbell) = self.doorbell()
+        {
+            // Empty if the wake came just before the sleep's end.
+            let _ = rustix::io::read(doorbell, &mut [0; 8]);
+        }
     }
 
     #[cold]
@@ -464,7 +523,7 @@ mod tests {
                 .unwrap();
         }
         while executor.tasks() > 0 {
-            assert!(executor.run() > 0);
+            assert!(executor.run(|| ()) > 0);
         }
         assert_eq!(*trace.borrow(), [("a", 0), ("b", 0), ("a", 1), ("b", 1)]);
     }
@@ -474,7 +533,7 @@ mod tests {
         let executor = Executor::new(1);
         executor.spawn(async {}).unwrap();
         assert_eq!(executor.spawn(async {}), Err(TooManyTasks(1)));
-        executor.run();
+        executor.run(|| ());
         for _ in 0..10 {
             // Wakes itself in its last poll: the stale entry must not pile up in the ring.
             executor
@@ -483,7 +542,7 @@ mod tests {
                     Poll::Ready(())
                 }))
                 .unwrap();
-            assert_eq!(executor.run(), 1);
+            assert_eq!(executor.run(|| ()), 1);
         }
         assert!(!executor.has_ready());
     }
@@ -509,13 +568,51 @@ mod tests {
                 their_done.set(true);
             })
             .unwrap();
-        executor.run();
+        executor.run(|| ());
         assert!(!executor.has_ready());
         let waker = slot.borrow_mut().take().unwrap();
         std::thread::spawn(move || waker.wake()).join().unwrap();
         assert!(executor.has_ready());
-        executor.run();
+        executor.run(|| ());
         assert!(done.get());
+    }
+
+    #[test]
+    fn a_wake_from_another_thread_ends_a_sleep() {
+        let executor = Executor::new(1);
+        let slot: Rc<RefCell<Option<Waker>>> = Rc::default();
+        let theirs = Rc::clone(&slot);
+        executor
+            .spawn(std::future::poll_fn(move |cx| {
+                *theirs.borrow_mut() = Some(cx.waker().clone());
+                Poll::Pending
+            }))
+            .unwrap();
+        executor.run(|| ());
+        let waker = slot.borrow_mut().take().unwrap();
+        assert!(executor.falls_asleep());
+        let woken = std::thread::spawn(move || waker.wake());
+        let doorbell = executor.doorbell().unwrap();
+        let mut fds = [rustix::event::PollFd::new(&doorbell, rustix::event::PollFlags::IN)];
+        // Without a bound: a wake that is lost hangs.
+        while rustix::event::poll(&mut fds, None).unwrap_or(0) == 0 {}
+        woken.join().unwrap();
+        executor.wakes_up();
+        assert!(!executor.falls_asleep(), "a task wants to run");
+        executor.run(|| ());
+        assert!(executor.falls_asleep());
+        executor.wakes_up();
+    }
+
+    #[test]
+    fn there_is_a_trigger_point_between_tasks() {
+        let executor = Executor::new(3);
+        for _ in 0..3 {
+            executor.spawn(async {}).unwrap();
+        }
+        let mut between = 0;
+        assert_eq!(executor.run(|| between += 1), 3);
+        assert_eq!(between, 2);
     }
 
     #[test]
@@ -536,7 +633,7 @@ mod tests {
             })
             .unwrap();
         for _ in 0..4 {
-            executor.run();
+            executor.run(|| ());
         }
         assert!(got.get());
     }

@@ -14,7 +14,9 @@
 
 mod agenda;
 mod autoconf;
+mod block_cache;
 mod channel;
+mod client_rate;
 mod config;
 mod conn;
 mod container;
@@ -24,23 +26,31 @@ mod demux6;
 mod executor;
 mod flow;
 mod fragments;
+mod idle;
 mod ipv6;
 mod keys;
 mod listener;
+mod merge;
 mod metrics;
 mod neighbor;
 mod output;
 mod output6;
 mod pairs;
 mod path;
+mod path_rates;
+mod payload;
 mod pmtu;
 mod policy;
+mod poll;
 mod principals;
 mod proxy;
+mod read;
+mod readahead;
 mod reassembly;
 mod requests;
 mod schedule;
 mod segment;
+mod semantics;
 mod shard;
 mod splice;
 mod stack;
@@ -51,10 +61,15 @@ mod time_wait;
 mod udp;
 mod waiting;
 
-pub use config::{Ipv4Config, Ipv6Config, Limits, ShardConfig, SynCookiePolicy, random_secret};
+pub use block_cache::CacheStats;
+pub use client_rate::{ClientRate, PrefixError};
+pub use config::{
+    DiskNet, Ipv4Config, Ipv6Config, Limits, Polling, Quota, Retention, ShardConfig,
+    SynCookiePolicy, TimerSource, random_secret,
+};
 pub use container::{
-    CONTAINERS_MAX, ContainerError, ContainerId, ContainerSpec, ContainerUsage, PRIORITIES,
-    PRIORITY_DEFAULT, Prefix, PrefixError,
+    CONTAINERS_MAX, ContainerError, ContainerId, ContainerSpec, ContainerUsage, FilterError,
+    PRIORITIES, PRIORITY_DEFAULT, Prefix,
 };
 pub use control::SendFlags;
 pub use executor::{JoinHandle, TooManyTasks};
@@ -63,6 +78,7 @@ pub use metrics::{RxMetrics, ShardMetrics};
 pub use policy::{Disposition, RxPolicy, Scheduling};
 pub use principals::{ContainerReport, SpawnError};
 pub use requests::{Request, RequestError, RequestQueue, Requests};
+pub use semantics::Sent;
 pub use shard::{Idle, Shard, Turn};
 pub use splice::SendFileError;
 pub use stack::{ConnectError, Sleep, Stack};

@@ -8,6 +8,7 @@ use millstream_tcp::{Algorithm, Events, Tcb, reset_reply};
 use millstream_wire::tcp::{Flags, Header, SeqNumber};
 
 use crate::channel::{Channel, Packet};
+use crate::client_rate::ListenerRates;
 use crate::conn::{Conn, ConnId, Facts, NONE};
 use crate::container::{ContainerError, Prefix, Shadowed};
 use crate::flow::FlowKey;
@@ -20,6 +21,8 @@ pub(crate) struct Listener {
     pub backlog: usize,
     /// Controller of its connections, if not the stack's.
     pub congestion: Option<Algorithm>,
+    /// What clients are sent to at.
+    pub rates: ListenerRates,
     /// Connections whose handshake is under way.
     pub half_open: usize,
     /// Their names in the order in which they came, among names of some that are further on.
@@ -116,6 +119,7 @@ impl State {
             },
             backlog,
             congestion: None,
+            rates: ListenerRates::default(),
             half_open: 0,
             half_open_order: VecDeque::with_capacity(2 * backlog),
             accept: VecDeque::with_capacity(2 * backlog),
@@ -301,6 +305,8 @@ impl State {
             self.half_open_ended(number);
         }
         self.metrics.accepted += 1;
+        let Some(key) = self.conns.named(id).map(|conn| conn.key) else { return };
+        let (_, client) = self.endpoints(&key);
         let Some(conn) = self.conns.named_mut(id) else { return };
         let listener = self.listeners.get_mut(number as usize).and_then(Option::as_mut);
         let Some(listener) = listener else {
@@ -309,6 +315,9 @@ impl State {
         };
         if let Some(algorithm) = listener.congestion {
             conn.tcb.set_congestion(&mut env!(self), algorithm);
+        }
+        if !listener.rates.is_empty() {
+            conn.tcb.set_pacing_rate(&mut env!(self), listener.rates.of(client.ip()));
         }
         conn.facts.insert(Facts::HELD);
         listener.accept.push_back(id);

@@ -125,6 +125,12 @@ counters! {
         task_longest_nanos,
         /// Datagrams verified before anybody asked for them.
         udp_verified_early,
+        /// Timers fired at trigger points.
+        timers_fired,
+        /// Sleeps for want of anything to do.
+        sleeps,
+        /// Sleeps that a frame ended, by an interrupt of the device.
+        rx_wakes,
         /// Connections opened by a peer.
         accepted,
         /// Half-open connections that made way for newer SYNs.
@@ -167,6 +173,10 @@ counters! {
         spliced_bytes,
         /// Disk reads that failed.
         disk_errors,
+        /// Payload bytes that were let go of when they were sent, lost, and read from the disk again.
+        reread_bytes,
+        /// Transfers that ended with a reset because their file was changed meanwhile.
+        splice_changed,
         /// Times that a splice found no free buffer and waited.
         splice_parked,
     }

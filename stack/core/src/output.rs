@@ -10,20 +10,26 @@ use millstream_timer::Instant;
 use millstream_wire::checksum::{Sum, fold_words};
 use millstream_wire::ethernet::{self, Address, EtherType, VLAN_TAG_LEN};
 use millstream_wire::ipv4;
-use millstream_wire::tcp;
+use millstream_wire::tcp::{self, Flags};
 
 use crate::autoconf::Host;
 use crate::conn::{ConnId, Facts, NONE};
+use crate::demux::Station;
 use crate::flow::FlowKey;
 use crate::neighbor::{Lookup, Solicit};
 use crate::output6;
+use crate::pairs::{PairBytes, Pairs};
+use crate::payload::sum_payload;
 use crate::state::{State, TOKEN_LINK, env};
 
 /// Packets other than TCP's that wait for room on the link at most.
 pub(crate) const RAW_MAX: usize = 512;
 
 /// Segments that one connection sends before others get a turn.
-const SEGMENTS_A_TURN: usize = 64;
+const SEGMENTS_A_TURN: u64 = 64;
+
+/// Smallest segments that are left to a NIC to cut: some refuse smaller ones (i40e: below 256 bytes).
+const TSO_MSS_MIN: u16 = 512;
 
 /// Hops that a packet may make (RFC 1700's default).
 const TTL: u8 = 64;
@@ -31,6 +37,10 @@ const TTL: u8 = 64;
 const IP_OFFSET: usize = ethernet::HEADER_LEN;
 const L4_OFFSET: usize = IP_OFFSET + ipv4::HEADER_LEN;
 const OPTIONS_OFFSET: usize = L4_OFFSET + tcp::HEADER_LEN;
+
+/// Where a TCP header has the sequence number and the checksum.
+const NUMBER: usize = 4;
+const CHECKSUM: usize = 16;
 
 /// Where a packet goes on the link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,28 +81,49 @@ impl State {
         }
         'connections: for _ in 0..self.output.len() {
             let Some(number) = self.output.pop_front() else { break };
+            let share = self.metrics.tcp_segments_out + SEGMENTS_A_TURN;
             for _ in 0..SEGMENTS_A_TURN {
-                match self.transmit_segment(link, number) {
+                if self.metrics.tcp_segments_out >= share {
+                    break;
+                }
+                match self.transmit_segments(link, number) {
                     Next::More => {}
-                    Next::Done => continue 'connections,
+                    Next::Done => {
+                        self.splice_sent(number);
+                        continue 'connections;
+                    }
                     Next::LinkFull => {
-                        self.output.push_front(number);
-                        self.metrics.link_full += 1;
+                        self.splice_sent(number);
+                        self.wait_for_link(number);
                         break 'connections;
                     }
                 }
             }
+            self.splice_sent(number);
             self.output.push_back(number);
         }
         (self.metrics.tcp_segments_out + self.metrics.other_packets_out - before) as usize
     }
 
-    /// Sends the next segment of a connection that is on the list, if it has one.
+    /// A connection keeps its place on the list while the link takes nothing. One that begins to wait
+    /// makes way for the next, so that in the end all know, whose user time-outs run meanwhile.
+    #[cold]
+    fn wait_for_link(&mut self, number: u32) {
+        self.metrics.link_full += 1;
+        let begins = self.conns.get_mut(number).is_some_and(|conn| {
+            let begins = conn.tcb.note_link_full(&env!(self));
+            conn.rearm(&mut self.wheel, number);
+            begins
+        });
+        if begins { self.output.push_back(number) } else { self.output.push_front(number) }
+    }
+
+    /// Sends the next segment of a connection that is on the list, if it has one, or a run of them:
+    /// as many as the link takes.
     ///
-    /// Nearly always that is all there is to send, so this is written for one segment; not inlined, so
-    /// that the shard's address stays in a register.
+    /// Not inlined, so that the shard's address stays in a register.
     #[inline(never)]
-    fn transmit_segment<L: Link>(&mut self, link: &mut L, number: u32) -> Next {
+    fn transmit_segments<L: Link>(&mut self, link: &mut L, number: u32) -> Next {
         let Some(conn) = self.conns.get_mut(number) else {
             self.conns.leave_output(number);
             return Next::Done;
@@ -103,44 +134,34 @@ impl State {
             self.rearm(number);
             return Next::Done;
         }
-        if link.tx_room() == 0 {
+        let mut room = link.tx_room();
+        if room == 0 {
             link.flush();
-            if link.tx_room() == 0 {
-                conn.rearm(&mut self.wheel, number);
+            room = link.tx_room();
+            if room == 0 {
                 return Next::LinkFull;
             }
         }
+        let nic_cuts = self.tso_segments_max != 0 && conn.tcb.mss() >= TSO_MSS_MIN;
+        let in_software = room.min(SEGMENTS_A_TURN as usize) as u16;
+        self.segment.segments_max = if nic_cuts { self.tso_segments_max } else { in_software };
         let mut more = conn.tcb.transmit(&mut env!(self), &mut self.segment);
         if more {
-            let lent = link.lend();
-            let in_place = lent.is_some();
-            let header = lent.unwrap_or(&mut self.header);
-            let (mac, key) = (conn.peer_mac, &conn.key);
-            let (mut len, mut offload) = if key.is_ipv6() {
-                let Some(pair) = self.pairs.of(key) else { return Next::Done };
-                let host = self.station.ipv6.as_deref();
-                let stations = (self.station.mac, mac);
-                let hops = host.map_or(TTL, |host| host.hop_limit);
-                let segment = &self.segment;
-                output6::build_segment(header, stations, pair, key, hops, segment, self.checksums)
-            } else {
-                build_segment(header, self.station.mac, mac, key, &self.segment, self.checksums)
+            let path = || TxPath {
+                station: &self.station,
+                pairs: &self.pairs,
+                checksums: self.checksums,
+                mac: conn.peer_mac,
+                key: &conn.key,
             };
-            if let Some(vlan) = self.station.vlan {
-                len += add_tag(header, len, vlan, &mut offload);
-            }
-            let payload = self.segment.payload.as_slice();
-            let sent = if in_place {
-                link.tx_lent(len, payload, offload)
+            let sent = if self.segment.gso_bytes == 0 {
+                u64::from(path().send(link, &self.segment))
+            } else if nic_cuts {
+                path().send_whole(link, &self.segment)
             } else {
-                let header = self.header.get(..len).unwrap_or_default();
-                link.tx(&TxFrame { header, payload, offload })
+                path().send_cut(link, &mut self.segment)
             };
-            // Neither error can happen (room was asked for, segments fit the MTU); if a link errs,
-            // the segment counts as lost on the wire and is retransmitted.
-            if sent.is_ok() {
-                self.metrics.tcp_segments_out += 1;
-            }
+            self.metrics.tcp_segments_out += sent;
             self.segment.payload.clear();
             more = !conn.tcb.all_sent();
         }
@@ -243,7 +264,7 @@ impl State {
                 let hops = self.hop_limit_v6();
                 output6::build_segment(&mut bytes, stations, pair, key, hops, reply, checksums)
             }
-            None => build_segment(&mut bytes, self.station.mac, mac, key, reply, checksums),
+            None => build_segment(&mut bytes, (self.station.mac, mac), key, reply, checksums),
         };
         let mut header = ArrayVec::from(bytes);
         header.truncate(len);
@@ -419,6 +440,131 @@ impl State {
     }
 }
 
+/// The way of a connection's segments to the link.
+struct TxPath<'a> {
+    station: &'a Station,
+    pairs: &'a Pairs,
+    checksums: Checksums,
+    mac: [u8; 6],
+    key: &'a FlowKey,
+}
+
+impl TxPath<'_> {
+    /// Sends a segment. Room was asked for and segments fit the MTU, so that no link refuses it; if one
+    /// errs, it counts as lost on the wire and is retransmitted. Then this is `false`.
+    #[inline(always)]
+    fn send<L: Link>(&self, link: &mut L, segment: &Segment) -> bool {
+        let payload = segment.payload.as_slice();
+        if let Some(header) = link.lend() {
+            let (len, offload) = self.compose(header, segment);
+            return link.tx_lent(len, payload, offload).is_ok();
+        }
+        let mut header = [0; HEADER_MAX];
+        let (len, offload) = self.compose(&mut header, segment);
+        let header = header.get(..len).unwrap_or_default();
+        link.tx(&TxFrame { header, payload, offload }).is_ok()
+    }
+
+    /// Writes the headers of a segment; returns their length and what is left to the NIC.
+    #[inline(always)]
+    fn compose(&self, header: &mut [u8; HEADER_MAX], segment: &Segment) -> (usize, TxOffload) {
+        let (stations, checksums) = ((self.station.mac, self.mac), self.checksums);
+        let (mut len, mut offload) = if self.key.is_ipv6() {
+            let pair = self.pairs.of(self.key).unwrap_or(&NOBODY);
+            let host = self.station.ipv6.as_deref();
+            let hops = host.map_or(TTL, |host| host.hop_limit);
+            output6::build_segment(header, stations, pair, self.key, hops, segment, checksums)
+        } else {
+            build_segment(header, stations, self.key, segment, checksums)
+        };
+        if let Some(vlan) = self.station.vlan {
+            len += add_tag(header, len, vlan, &mut offload);
+        }
+        (len, offload)
+    }
+
+    /// Sends a run for the NIC to cut. Returns of how many segments the link took it.
+    #[inline(never)]
+    fn send_whole<L: Link>(&self, link: &mut L, run: &Segment) -> u64 {
+        let segments = run.payload_len().div_ceil(usize::from(run.gso_bytes).max(1));
+        if self.send(link, run) { segments as u64 } else { 0 }
+    }
+
+    /// Cuts a run into its segments and sends them. Returns how many the link took.
+    ///
+    /// The headers of full segments differ in their numbers and checksums alone, so they are composed
+    /// once.
+    #[inline(never)]
+    fn send_cut<L: Link>(&self, link: &mut L, run: &mut Segment) -> u64 {
+        let size = usize::from(std::mem::take(&mut run.gso_bytes));
+        let sums = !self.checksums.skip && !self.checksums.tcp_offload;
+        let last_flags = run.flags;
+        let mut slices = std::mem::take(&mut run.payload).into_iter();
+        let mut rest = slices.next();
+        let mut template = [0; HEADER_MAX];
+        let (mut len, mut at, mut offload) = (0, 0, TxOffload::default());
+        // The sum of all but the number and the payload.
+        let mut constant = Sum::new();
+        let mut sent = 0;
+        while rest.is_some() {
+            run.payload.clear();
+            let mut left = size;
+            while let Some(mut slice) = rest.take() {
+                // A piece never has more slices than the run.
+                if slice.len() > left {
+                    if left != 0 {
+                        let _ = run.payload.try_push(slice.split_to(left));
+                    }
+                    rest = Some(slice);
+                    break;
+                }
+                left -= slice.len();
+                let _ = run.payload.try_push(slice);
+                rest = slices.next();
+            }
+            if rest.is_none() {
+                run.flags = last_flags;
+                sent += u64::from(self.send(link, run));
+                break;
+            }
+            let payload = if sums { sum_payload(&run.payload, true) } else { (size, Sum::new()) };
+            if len == 0 {
+                run.flags.remove(Flags::PSH);
+                (len, offload) = self.compose(&mut template, run);
+                at = len - tcp::HEADER_LEN - run.options.len();
+                let checksum = [template[at + CHECKSUM], template[at + CHECKSUM + 1]];
+                constant.add_u16(!u16::from_be_bytes(checksum));
+                constant.add_u32(!run.seq.0);
+                constant.add_u16(!payload.1.fold());
+            }
+            let (header, lends) = match link.lend() {
+                Some(header) => {
+                    *header = template;
+                    (header, true)
+                }
+                None => (&mut template, false),
+            };
+            header[at + NUMBER..at + NUMBER + 4].copy_from_slice(&run.seq.0.to_be_bytes());
+            if sums {
+                let mut sum = constant;
+                sum.add_u32(run.seq.0);
+                sum.add_known(payload.1.fold(), size);
+                let checksum = sum.finish().to_be_bytes();
+                header[at + CHECKSUM..at + CHECKSUM + 2].copy_from_slice(&checksum);
+            }
+            let taken = if lends {
+                link.tx_lent(len, &run.payload, offload)
+            } else {
+                let header = template.get(..len).unwrap_or_default();
+                link.tx(&TxFrame { header, payload: &run.payload, offload })
+            };
+            sent += u64::from(taken.is_ok());
+            run.seq += size as u32;
+        }
+        sent
+    }
+}
+
 /// Puts an 802.1Q tag into the headers of a frame, which are `len` bytes of a longer run. Returns its
 /// length.
 #[cold]
@@ -450,8 +596,7 @@ pub(crate) struct Checksums {
 #[inline(always)]
 fn build_segment(
     header: &mut [u8; HEADER_MAX],
-    our_mac: [u8; 6],
-    peer_mac: [u8; 6],
+    (our_mac, peer_mac): ([u8; 6], [u8; 6]),
     key: &FlowKey,
     segment: &Segment,
     checksums: Checksums,
@@ -494,7 +639,9 @@ fn build_segment(
     }
     let mut tcp_checksum = 0;
     if !checksums.skip {
-        let pseudo = (u32::from(ipv4::Protocol::TCP.0) << 16 | segment_len).to_be();
+        // A NIC that cuts the segment adds the length of each piece itself.
+        let summed_len = if segment.gso_bytes == 0 { segment_len } else { 0 };
+        let pseudo = (u32::from(ipv4::Protocol::TCP.0) << 16 | summed_len).to_be();
         let mut total = addresses + u64::from(pseudo);
         if sums_tcp {
             total += u64::from(ports) + u64::from(seq) + u64::from(ack);
@@ -519,9 +666,13 @@ fn build_segment(
         offload.l4_len = l4_len as u8;
         offload.ipv4_checksum = checksums.ip_offload;
         offload.tcp_checksum = checksums.tcp_offload;
+        offload.tso_mss = segment.gso_bytes;
     }
     (L4_OFFSET + l4_len, offload)
 }
+
+/// Stands in for the addresses of a connection that has none, which cannot be.
+const NOBODY: PairBytes = [0; 32];
 
 /// Time to live and protocol, as they stand beside each other.
 const TTL_AND_TCP: u32 = (TTL as u32) << 8 | ipv4::Protocol::TCP.0 as u32;
@@ -535,24 +686,10 @@ fn put_words(header: &mut [u8; HEADER_MAX], at: usize, words: [u32; 5]) {
     }
 }
 
-/// Length of a payload, and its sum if that is wanted. Not inlined: what it takes to sum runs of any
-/// length would crowd the headers out of the registers.
-#[inline(never)]
-pub(crate) fn sum_payload(slices: &[IoBuf], wanted: bool) -> (usize, Sum) {
-    let (mut len, mut sum) = (0, Sum::new());
-    for slice in slices {
-        len += slice.len();
-        if wanted {
-            sum.add_bytes(slice);
-        }
-    }
-    (len, sum)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use millstream_wire::tcp::{Flags, Header, Options, SeqNumber, Timestamp};
+    use millstream_wire::tcp::{Header, Options, SeqNumber, Timestamp};
 
     /// What is composed by words is what the parsers read, and both checksums are right for odd
     /// and even payloads in any number of slices.
@@ -573,7 +710,7 @@ mod tests {
             segment.payload.extend(slices.iter().map(|bytes| IoBuf::from(bytes.as_slice())));
             let mut header = [0xaa; HEADER_MAX];
             let (len, _) =
-                build_segment(&mut header, [2; 6], [4; 6], &key, &segment, Checksums::default());
+                build_segment(&mut header, ([2; 6], [4; 6]), &key, &segment, Checksums::default());
             let mut frame = header[..len].to_vec();
             slices.iter().for_each(|bytes| frame.extend_from_slice(bytes));
 
@@ -600,8 +737,80 @@ mod tests {
             ..Segment::default()
         };
         let mut header = [0; HEADER_MAX];
-        let (len, _) = build_segment(&mut header, [2; 6], [4; 6], &key, &syn, Checksums::default());
+        let (len, _) =
+            build_segment(&mut header, ([2; 6], [4; 6]), &key, &syn, Checksums::default());
         let (tcp, _) = Header::parse(&header[L4_OFFSET..len]).unwrap();
         assert_eq!(tcp.syn_options().mss, Some(1460));
+    }
+
+    /// A run that is cut is, byte for byte, what its segments would be alone, with sums over odd and
+    /// even payloads in slices that end anywhere.
+    #[test]
+    fn a_run_is_cut_into_the_segments_that_it_stands_for() {
+        use crate::flow::FlowHasher;
+        use millstream_link::RxBurst;
+        use millstream_link::mem::{MemConfig, pair};
+
+        let ours = Ipv4Addr::new(198, 18, 0, 1);
+        let ipv4 = crate::Ipv4Config { address: ours, prefix_len: 24, gateway: None };
+        let key = FlowKey::new(ours, 80, Ipv4Addr::new(198, 18, 0, 2), 54_321);
+        let pairs = Pairs::none(FlowHasher::new([1, 2, 3]));
+        let bytes: Vec<u8> = (0..5_000u32).map(|i| (i * 7 + i / 256) as u8).collect();
+        let offloads = Checksums { tcp_offload: true, ip_offload: true, skip: false };
+        for (size, vlan, checksums) in [
+            (701_u16, None, Checksums::default()),
+            (700, Some(5), Checksums::default()),
+            (1_000, None, offloads),
+            (4_999, None, Checksums { skip: true, ..Checksums::default() }),
+        ] {
+            let station = Station::new([2; 6], ipv4, None, vlan, false);
+            let path =
+                TxPath { station: &station, pairs: &pairs, checksums, mac: [4; 6], key: &key };
+            let slices = |bytes: &[u8], lens: &[usize]| {
+                let mut rest = bytes;
+                let mut slices = arrayvec::ArrayVec::new();
+                for len in lens {
+                    let (slice, after) = rest.split_at((*len).min(rest.len()));
+                    rest = after;
+                    slices.push(IoBuf::from(slice));
+                }
+                slices
+            };
+            let segment = |seq: u32, flags: Flags, gso_bytes: u16, bytes: &[u8], lens: &[usize]| {
+                let mut segment = Segment {
+                    seq: SeqNumber(seq),
+                    ack: SeqNumber(9),
+                    flags,
+                    window: 77,
+                    gso_bytes,
+                    payload: slices(bytes, lens),
+                    ..Segment::default()
+                };
+                segment.options.set_timestamp(Timestamp { value: 1, echo: 2 });
+                segment
+            };
+            let config = MemConfig { mtu: 1_900, ..MemConfig::default() };
+            let (mut cut, mut cut_end) = pair(config).unwrap();
+            let (mut alone, mut alone_end) = pair(config).unwrap();
+            let push = Flags::ACK | Flags::PSH;
+            let whole = &bytes[..if size > 1_900 { 1_500 } else { bytes.len() }];
+            let first = u32::MAX - 1_234;
+            let lens = [1, 699, 2, 1_400, 333, 5_000];
+            let sent = path.send_cut(&mut cut, &mut segment(first, push, size, whole, &lens));
+            assert_eq!(sent, whole.len().div_ceil(usize::from(size)) as u64);
+            let pieces = whole.chunks(usize::from(size)).enumerate();
+            for (index, piece) in pieces {
+                let seq = first.wrapping_add(index as u32 * u32::from(size));
+                let flags = if index as u64 + 1 == sent { push } else { Flags::ACK };
+                assert!(path.send(&mut alone, &segment(seq, flags, 0, piece, &[5_000])));
+            }
+            let (mut got, mut want) = (RxBurst::new(), RxBurst::new());
+            cut_end.rx_burst(&mut got);
+            alone_end.rx_burst(&mut want);
+            assert_eq!(got.len(), want.len());
+            for (index, (got, want)) in got.iter().zip(&want).enumerate() {
+                assert_eq!(*got.buf, *want.buf, "segment {index} of {size} bytes");
+            }
+        }
     }
 }

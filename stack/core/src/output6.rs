@@ -10,8 +10,9 @@ use millstream_wire::tcp;
 
 use crate::flow::FlowKey;
 use crate::ipv6::L4_OFFSET;
-use crate::output::{Checksums, sum_payload};
+use crate::output::Checksums;
 use crate::pairs::PairBytes;
+use crate::payload::sum_payload;
 
 /// Writes the headers of a segment; returns their length and what is left to the NIC.
 pub(crate) fn build_segment(
@@ -45,7 +46,9 @@ pub(crate) fn build_segment(
     );
     let segment_len = l4_len + payload_len;
     if !checksums.skip {
-        let mut sum = Sum::ipv6_pseudo(src, dst, Protocol::TCP.0, segment_len as u32);
+        // A NIC that cuts the segment adds the length of each piece itself.
+        let summed_len = if segment.gso_bytes == 0 { segment_len as u32 } else { 0 };
+        let mut sum = Sum::ipv6_pseudo(src, dst, Protocol::TCP.0, summed_len);
         let checksum = if checksums.tcp_offload {
             sum.fold()
         } else {
@@ -72,6 +75,7 @@ pub(crate) fn build_segment(
         offload.l3_len = ipv6::HEADER_LEN as u8;
         offload.l4_len = l4_len as u8;
         offload.tcp_checksum = true;
+        offload.tso_mss = segment.gso_bytes;
     }
     (L4_OFFSET + l4_len, offload)
 }

@@ -1,14 +1,17 @@
 //! What routers and hosts on the path report of a flow: errors and limits, once it is proved that
 //! they saw a packet of it.
 
+use std::net::IpAddr;
+
 use millstream_tcp::Unreachable;
 use millstream_wire::ipv4::Protocol;
 use millstream_wire::tcp::{self, SeqNumber};
 use millstream_wire::{icmpv4, icmpv6, ipv4, ipv6};
 
+use crate::conn::ConnId;
 use crate::flow::FlowKey;
 use crate::pairs::pair_bytes;
-use crate::pmtu::announced_mtu;
+use crate::pmtu::{TRIAL_NANOS, Trial, announced_mtu};
 use crate::state::{State, env};
 
 impl State {
@@ -65,7 +68,8 @@ impl State {
         if !conn.tcb.is_in_flight(seq) || mtu >= self.capabilities.mtu {
             return false;
         }
-        let lowered = self.path_mtus.lower(remote.ip(), mtu, self.now);
+        let most = conn.tcb.segment_most().saturating_add(headers_len(key));
+        let lowered = self.path_mtus.lower(remote.ip(), mtu, most, true, self.now);
         self.metrics.path_mtu_lowered += u64::from(lowered);
         let limit = mtu.saturating_sub(headers_len(key));
         let events = conn.tcb.limit_segments(&mut env!(self), limit);
@@ -73,23 +77,74 @@ impl State {
         true
     }
 
-    /// A connection found out that its path swallows large packets: the next ones to the same host
-    /// need not.
+    /// A connection found out that its path swallows large packets, which it had sent with up to `most`
+    /// bytes of payload and options: the next ones to the same host need not.
     #[cold]
-    pub fn note_black_hole(&mut self, number: u32) {
+    pub fn note_black_hole(&mut self, number: u32, most: u16) {
         let Some(conn) = self.conns.get(number) else { return };
-        let mtu = conn.tcb.segment_limit().saturating_add(headers_len(&conn.key));
+        let headers = headers_len(&conn.key);
+        let mtu = conn.tcb.segment_limit().saturating_add(headers);
         let (_, remote) = self.endpoints(&conn.key);
-        self.path_mtus.lower(remote.ip(), mtu, self.now);
+        let most = most.saturating_add(headers);
+        self.path_mtus.lower(remote.ip(), mtu, most, false, self.now);
+    }
+
+    /// Now and then for each connection that sends: whether its path carries more than was thought (RFC
+    /// 4821 section 7). One connection tries, and all to the same host know.
+    #[cold]
+    pub fn search_path(&mut self, number: u32) {
+        let Some(conn) = self.conns.get(number) else { return };
+        let (key, headers) = (conn.key, headers_len(&conn.key));
+        let who = ConnId { number, generation: conn.generation };
+        let (_, remote) = self.endpoints(&key);
+        let (remote, now) = (remote.ip(), self.now);
+        if let Some(trial) = self.path_mtus.trial() {
+            let passed = match self.conns.named(trial.who) {
+                None => None,
+                Some(conn) => {
+                    let limit = conn.tcb.segment_limit() + headers_len(&conn.key);
+                    if limit >= trial.mtu {
+                        Some(true)
+                    } else if self.tcp_stats.larger_lost != trial.lost_before {
+                        Some(false)
+                    } else if conn.tcb.is_trying(&self.slices) && now < trial.until {
+                        return;
+                    } else {
+                        None
+                    }
+                }
+            };
+            self.path_mtus.end_trial(passed, now);
+        }
+        let known = self.path_mtus.known(remote);
+        let next = self.path_mtus.next_trial(remote, now);
+        let link = if key.is_ipv6() { self.mtu_v6() as u16 } else { self.capabilities.mtu };
+        let Some(conn) = self.conns.get_mut(number) else { return };
+        if let Some(known) = known {
+            conn.tcb.raise_segments(known.min(link).saturating_sub(headers));
+        }
+        if let Some(mtu) = next.filter(|mtu| *mtu <= link)
+            && conn.tcb.segment_most() == conn.tcb.segment_limit()
+            && conn.tcb.try_segments(&mut env!(self), mtu.saturating_sub(headers))
+        {
+            let lost_before = self.tcp_stats.larger_lost;
+            let until = now.plus_nanos(TRIAL_NANOS);
+            let trial = Trial { destination: remote, who, mtu, lost_before, until };
+            self.path_mtus.begin_trial(trial);
+        }
+    }
+
+    /// The largest packet that is known to reach a host.
+    pub fn packet_max(&self, to: IpAddr) -> u16 {
+        let link = if to.is_ipv6() { self.mtu_v6() as u16 } else { self.capabilities.mtu };
+        self.path_mtus.get(to, self.now).map_or(link, |path| link.min(path))
     }
 
     /// Payload and options that fit the packets of a connection: the link's limit, or the path's
     /// where that is known (RFC 9293 section 3.7.1: options are not counted).
     pub fn mss(&self, key: &FlowKey) -> u16 {
         let (_, remote) = self.endpoints(key);
-        let link = if key.is_ipv6() { self.mtu_v6() as u16 } else { self.capabilities.mtu };
-        let path = self.path_mtus.get(remote.ip(), self.now).unwrap_or(link);
-        link.min(path).saturating_sub(headers_len(key)).max(64)
+        self.packet_max(remote.ip()).saturating_sub(headers_len(key)).max(64)
     }
 }
 

@@ -14,7 +14,7 @@ use crate::agenda::{Item, Next, PROXY_OWNER};
 use crate::container::{DEFAULT, SYSTEM, Work};
 use crate::executor::Executor;
 use crate::policy::{Disposition, RxPolicy};
-use crate::shard::{Shard, Turn};
+use crate::shard::{CLOCK_CHECK_NANOS, Shard, Turn};
 use crate::stack::Inner;
 use crate::state::{Receiver, State, TOKEN_CONN, TOKEN_KIND};
 
@@ -75,16 +75,22 @@ struct Run<'a, L, C> {
     /// Not yet charged, for nobody in particular.
     system_nanos: u64,
     work: usize,
+    frames: usize,
 }
 
 impl<L: Link, C: Clock> Shard<L, C> {
     /// One turn of the loop, with containers and policies.
     #[inline(never)]
     pub(crate) fn turn_scheduled(&mut self) -> Turn {
-        let Self { stack, link, clock, burst, completions, done } = self;
+        let Self { stack, link, clock, burst, completions, done, clock_check_at, .. } = self;
         let start = clock.now();
+        if start >= *clock_check_at {
+            clock.check();
+            *clock_check_at = start.plus_nanos(CLOCK_CHECK_NANOS);
+        }
         let inner = &*stack.0;
-        let mut run = Run { inner, link, clock, done, last: start, system_nanos: 0, work: 0 };
+        let mut run =
+            Run { inner, link, clock, done, last: start, system_nanos: 0, work: 0, frames: 0 };
         let policy = {
             let mut state = inner.state.borrow_mut();
             state.now = start;
@@ -139,6 +145,7 @@ impl<L: Link, C: Clock> Run<'_, L, C> {
                 break;
             }
             self.work += count;
+            self.frames += count;
             if self.clock.spends() {
                 self.clock.spend(Stage::Poll, 1);
             }
@@ -167,11 +174,10 @@ impl<L: Link, C: Clock> Run<'_, L, C> {
 
     /// Disk reads that have ended, each charged to the connection that wanted it.
     fn poll_disk(&mut self, completions: &mut ArrayVec<Completion, 32>) {
-        if self.inner.state.borrow().splices.in_disk == 0 {
-            return;
+        if self.inner.state.borrow().splices.in_disk > 0 {
+            self.inner.state.borrow_mut().disk.poll(completions);
+            self.lap_system();
         }
-        self.inner.state.borrow_mut().disk.poll(completions);
-        self.lap_system();
         self.work += completions.len();
         for completion in completions.drain(..) {
             let bytes = completion.result.as_ref().map_or(0, |bytes| *bytes as u64);
@@ -188,7 +194,8 @@ impl<L: Link, C: Clock> Run<'_, L, C> {
             state.containers.note(owner, |usage| usage.disk_bytes += bytes);
         }
         let mut state = self.inner.state.borrow_mut();
-        if !state.splices.parked.is_empty() {
+        self.work += state.splices_again();
+        if state.is_waited_for() {
             state.resume_parked();
         }
         drop(state);
@@ -343,7 +350,7 @@ impl<L: Link, C: Clock> Run<'_, L, C> {
             state.metrics.busy_nanos += self.last.nanos_since(start);
             state.containers.charge(SYSTEM, self.system_nanos, Work::System, self.last);
         }
-        Turn { work: self.work }
+        Turn { work: self.work, frames: self.frames }
     }
 }
 
@@ -353,9 +360,10 @@ impl State {
         if let Some(owner) = self.agenda.as_deref().and_then(|agenda| agenda.owner(conn)) {
             return owner;
         }
-        let listener = self.conns.get(conn).and_then(|conn| {
-            self.listeners.get(conn.listener as usize).and_then(Option::as_ref)
-        });
+        let listener = self
+            .conns
+            .get(conn)
+            .and_then(|conn| self.listeners.get(conn.listener as usize).and_then(Option::as_ref));
         listener.map_or(DEFAULT, |listener| listener.container)
     }
 
@@ -406,6 +414,7 @@ impl State {
     fn hand_out_timers(&mut self) -> usize {
         for count in 0..crate::state::TIMERS_A_TURN {
             let Some(token) = self.wheel.pop_expired(self.now) else { return count };
+            self.metrics.timers_fired += 1;
             let number = token & !TOKEN_KIND;
             if token & TOKEN_KIND != TOKEN_CONN {
                 self.fire_timer(token);
@@ -423,9 +432,7 @@ impl State {
     /// Does something of a leaf's list. What is left of it goes to the end of the list.
     fn serve_item(&mut self, leaf: u16, item: Item) {
         let more = match item {
-            Item::Conn(conn) | Item::Signal(conn) => {
-                self.serve_conn_some(conn, PACKETS_A_SERVICE)
-            }
+            Item::Conn(conn) | Item::Signal(conn) => self.serve_conn_some(conn, PACKETS_A_SERVICE),
             Item::Listener(number) => self.serve_listener_some(number, PACKETS_A_SERVICE),
             Item::Proxy => self.serve_proxy_some(PACKETS_A_SERVICE),
             Item::Timer(conn) => {

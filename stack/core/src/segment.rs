@@ -1,7 +1,7 @@
 //! Segments of connections: from the channel into TCP.
 
 use millstream_buf::IoBuf;
-use millstream_link::RxFrame;
+use millstream_link::{RxBurst, RxFrame};
 use millstream_tcp::{Env, Events, Tcb};
 use millstream_wire::checksum::Sum;
 use millstream_wire::ipv4::Protocol;
@@ -11,6 +11,7 @@ use crate::channel::Packet;
 use crate::conn::{Conn, NONE};
 use crate::demux::{self, Class};
 use crate::flow::FlowKey;
+use crate::merge::Pattern;
 use crate::state::{State, env};
 
 /// What TCP has to do with a packet.
@@ -49,13 +50,14 @@ macro_rules! input_packet {
             if $state.rx_scarce
                 && let Some(data) = &payload
             {
-                // What is kept must not keep the link's buffers.
-                let Some(copy) = $state.staging_blocks.put_whole(data) else {
+                // What is kept must not keep the link's buffers. What fills a gap sets some free.
+                if let Some(copy) = $state.staging_blocks.put_whole(data) {
+                    $state.metrics.copied_scarce_bytes += copy.len() as u64;
+                    payload = Some(copy);
+                } else if $state.rx_dire || !conn.tcb.fills_gap(&header) {
                     $state.rx.drop_no_buffer += 1;
                     break 'packet Taken::Events(Events::empty());
-                };
-                $state.metrics.copied_scarce_bytes += copy.len() as u64;
-                payload = Some(copy);
+                }
             }
             if conn.tcb.uses_ecn() && packet.ecn() == millstream_tcp::CE {
                 conn.tcb.note_ce();
@@ -106,6 +108,67 @@ impl State {
             }
             Taken::Reopens => self.reopen(number, &packet),
         }
+    }
+
+    /// Serves a burst that came while nothing waits, as [`Self::serve_lone`] does a frame, as long as
+    /// its frames are for one connection; the rest goes through the channels.
+    #[inline(never)]
+    pub fn serve_burst(&mut self, burst: &mut RxBurst) {
+        let mut frames = burst.drain(..);
+        let (mut events, mut whose) = (Events::empty(), None);
+        let mut pattern = None;
+        for mut frame in &mut frames {
+            self.rx.frames_in += 1;
+            if let Some(number) = whose
+                && let Some(pattern) = &pattern
+                && let Some((seq, data)) = Pattern::matches(pattern, &self.station, &frame)
+                && let Some(conn) = self.conns.get_mut(number)
+                && conn.tcb.takes_next(&env!(self), seq, data.len())
+            {
+                frame.buf.truncate(data.end);
+                frame.buf.advance(data.start);
+                conn.tcb.take_next(&mut env!(self), frame.buf);
+                self.rx.delivered_tcp += 1;
+                continue;
+            }
+            let classified = demux::classify(&self.station, frame);
+            if let Ok((Class::Tcp(key), packet)) = &classified {
+                let number = match whose {
+                    None => self.find_conn(key),
+                    Some(number) => Some(number),
+                };
+                if let Some(number) = number
+                    && let Some(conn) = self.conns.get_mut(number)
+                    && conn.key == *key
+                {
+                    whose = Some(number);
+                    match input_packet!(self, conn, packet, input_outlined) {
+                        Taken::Events(more) => {
+                            events |= more;
+                            let merges = more.contains(Events::READABLE) && !self.rx_scarce;
+                            pattern = if merges { Pattern::of(packet) } else { None };
+                        }
+                        Taken::Reopens => {
+                            self.reopen(number, packet);
+                            (events, whose, pattern) = (Events::empty(), None, None);
+                        }
+                    }
+                    continue;
+                }
+            }
+            self.enqueue(classified);
+            break;
+        }
+        if let Some(number) = whose {
+            let wants = self.conns.get(number).is_some_and(|conn| conn.tcb.wants_transmit());
+            events.set(Events::TRANSMIT, wants);
+            self.after_events(number, events);
+        }
+        self.rx.frames_in += frames.len() as u64;
+        for frame in frames {
+            self.enqueue(demux::classify(&self.station, frame));
+        }
+        self.serve();
     }
 
     /// Runs TCP on all that waits in a connection's channel.
@@ -163,6 +226,7 @@ impl State {
         let (usual, _) = self.isn_for(&key);
         let isn = self.conns.get(number).map(|conn| conn.tcb.isn_beyond(usual));
         self.retain_key(&key);
+        self.wake_both(number);
         self.conn_closed(number);
         let listener = self.listener_of(packet, key.local_port());
         match listener.checked_sub(1) {

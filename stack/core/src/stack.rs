@@ -1,6 +1,6 @@
 //! The application's handle on a shard.
 
-use std::cell::{Cell, RefCell, RefMut};
+use std::cell::{Cell, OnceCell, RefCell, RefMut};
 use std::future::{Future, poll_fn};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
@@ -8,11 +8,12 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use millstream_buf::{Arena, ArenaStats};
-use millstream_disk::DiskStats;
+use millstream_buf::{Arena, ArenaStats, IoBuf};
+use millstream_disk::{DiskStats, File};
 use millstream_tcp::{Tcb, TcpStats};
-use millstream_timer::Instant;
+use millstream_timer::{Backup, Instant, TriggerStats};
 
+use crate::block_cache::CacheStats;
 use crate::conn::{ConnId, Conns, Facts, NONE};
 use crate::executor::{Executor, JoinHandle, TooManyTasks};
 use crate::flow::FlowKey;
@@ -56,6 +57,7 @@ pub struct Stack(pub(crate) Rc<Inner>);
 pub(crate) struct Inner {
     pub state: RefCell<State>,
     pub executor: Executor,
+    pub backup: OnceCell<Backup>,
     /// The loop looks at containers and policies.
     pub scheduled: Cell<bool>,
     /// The clock wants to know what was done.
@@ -198,6 +200,32 @@ impl Stack {
         .await
     }
 
+    /// Whether a task that computes for long should give way to the loop, because a tick of the
+    /// backup has come since the loop last turned. One load; `false` where the shard has no backup.
+    #[inline]
+    pub fn should_yield(&self) -> bool {
+        self.0.backup.get().is_some_and(Backup::is_raised)
+    }
+
+    /// Ticks of the backup, and those of them before which the loop had not turned for a whole
+    /// period: something held it up. `None`: the shard has no backup.
+    pub fn backup_ticks(&self) -> Option<(u64, u64)> {
+        self.0.backup.get().map(|backup| (backup.ticks(), backup.missed()))
+    }
+
+    /// What trigger points saw so far, if that is recorded
+    /// ([`ShardConfig::trace_triggers`](crate::ShardConfig::trace_triggers)). A copy of 160 KiB.
+    pub fn trigger_stats(&self) -> Option<TriggerStats> {
+        self.state().triggers.as_deref().cloned()
+    }
+
+    /// Forgets what trigger points saw so far.
+    pub fn clear_trigger_stats(&self) {
+        if let Some(stats) = &mut self.state().triggers {
+            **stats = TriggerStats::new();
+        }
+    }
+
     /// When the current turn of the loop began.
     pub fn now(&self) -> Instant {
         self.state().now
@@ -238,6 +266,17 @@ impl Stack {
     /// The disk queue's counters.
     pub fn disk_stats(&self) -> DiskStats {
         self.state().disk.stats()
+    }
+
+    /// What the cache of file content has done.
+    pub fn cache_stats(&self) -> CacheStats {
+        self.state().cache.stats()
+    }
+
+    /// The block of `file` that begins at `offset`, a multiple of 16 KiB, if it is in the cache.
+    pub fn cached_block(&self, file: &File, offset: u64) -> Option<IoBuf> {
+        let mut state = self.state();
+        if state.cache.is_on() { state.cache.get(file, offset) } else { None }
     }
 
     /// The fill of the arena.

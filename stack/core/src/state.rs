@@ -6,14 +6,15 @@ use std::task::Waker;
 
 use millstream_buf::{Arena, SizeClass, Staging};
 use millstream_disk::DiskQueue;
-use millstream_link::{Capabilities, HEADER_MAX, RxBurst};
+use millstream_link::{Capabilities, RxBurst};
 use millstream_tcp::{Env, Events, IsnGenerator, Segment, SliceSlab, SynCookies, TcpStats};
-use millstream_timer::{Instant, TimerId, TimerWheel};
+use millstream_timer::{Instant, TimerId, TimerWheel, TriggerStats};
 
 use crate::agenda::Agenda;
 use crate::autoconf::Host;
+use crate::block_cache::BlockCache;
 use crate::channel::{Channel, ChannelSlab, Packet, Refused};
-use crate::config::{Limits, ShardConfig, SynCookiePolicy};
+use crate::config::{DiskNet, Limits, ShardConfig, SynCookiePolicy};
 use crate::conn::{Conn, ConnId, Conns, Facts, NONE};
 use crate::container::{Containers, DEFAULT, PortFilters, Work};
 use crate::demux::{self, Class, Discard, Station};
@@ -23,9 +24,11 @@ use crate::metrics::{RxMetrics, ShardMetrics};
 use crate::neighbor::Neighbors;
 use crate::output::{Checksums, RawFrame};
 use crate::pairs::Pairs;
+use crate::path_rates::PathRates;
 use crate::pmtu::PathMtus;
 use crate::policy::{RxPolicy, Scheduling};
 use crate::reassembly::Reassembly;
+use crate::shard::SCARCE_PART;
 use crate::splice::Splices;
 use crate::time_wait::TimeWaits;
 use crate::udp::UdpPort;
@@ -65,15 +68,18 @@ pub(crate) struct State {
     pub station: Station,
     pub capabilities: Capabilities,
     pub checksums: Checksums,
+    /// Segments that the NIC cuts one into at most; 0: it cuts none.
+    pub tso_segments_max: u16,
     pub limits: Limits,
     pub tcp_config: millstream_tcp::Config,
     pub tcp_stats: TcpStats,
     pub slices: SliceSlab,
     pub isn: IsnGenerator,
     pub hasher: FlowHasher,
-    pub arena: Arena,
     /// The link has few buffers left: what is kept is copied.
     pub rx_scarce: bool,
+    /// Not even half of what makes them scarce is free.
+    pub rx_dire: bool,
     /// Where small and large writes are copied to.
     pub staging: Staging,
     pub staging_blocks: Staging,
@@ -110,24 +116,30 @@ pub(crate) struct State {
     pub waiting: Waiting,
 
     pub wheel: TimerWheel,
+    /// The turn that fired timers last, and how many.
+    pub fired: (u64, usize),
+    /// What trigger points see, if that is recorded.
+    pub triggers: Option<Box<TriggerStats>>,
     pub sleepers: Vec<Option<Sleeper>>,
     pub free_sleepers: Vec<u32>,
     pub neighbors: Neighbors,
     pub path_mtus: PathMtus,
+    pub path_rates: PathRates,
     pub reassembly: Reassembly,
     /// For neighbours, addresses and fragments.
     pub link_timer: Option<TimerId>,
     pub link_timer_at: Instant,
     pub splices: Splices,
-    /// The segment that is being sent, and its headers.
+    /// What was read from files and may be wanted again.
+    pub cache: Box<BlockCache>,
+    pub disk_net: DiskNet,
+    /// The segment that is being sent.
     pub segment: Segment,
-    pub header: [u8; HEADER_MAX],
     pub rx: RxMetrics,
     pub metrics: ShardMetrics,
     /// ICMP messages that may still be sent in the current second.
     pub icmp_credit: u32,
     pub icmp_second: u64,
-
     /// When protocol work is done.
     pub policy: RxPolicy,
     pub scheduling: Scheduling,
@@ -136,6 +148,8 @@ pub(crate) struct State {
     pub agenda: Option<Box<Agenda>>,
     /// Ports whose listeners are told apart by their clients' addresses.
     pub filtered_ports: BTreeMap<u16, PortFilters>,
+    /// Last: what is dropped before it brings its buffers home.
+    pub arena: Arena,
 }
 
 /// TCP's view of the shard, borrowed field by field so that a connection can be borrowed beside it.
@@ -159,18 +173,10 @@ impl State {
         disk: Box<dyn DiskQueue>,
         now: Instant,
     ) -> Self {
-        let ShardConfig {
-            ipv4,
-            ipv6,
-            vlan,
-            limits,
-            tcp,
-            secret,
-            syn_cookies,
-            skip_checksums,
-            rx,
-            scheduling,
-        } = config;
+        let ShardConfig { ipv4, ipv6, vlan, limits, tcp, secret, syn_cookies, disk_net, .. } =
+            config;
+        let (retention, skip_checksums) = (config.retention, config.skip_checksums);
+        let (rx, scheduling) = (config.rx, config.scheduling);
         let word = |i: usize| {
             let mut bytes = [0; 8];
             bytes.copy_from_slice(&secret[i * 8..i * 8 + 8]);
@@ -185,6 +191,14 @@ impl State {
             Some(_) => Pairs::new(hasher, limits.connections + limits.time_wait),
             None => Pairs::none(hasher),
         };
+        // A NIC that cuts segments fills in the checksums of the pieces.
+        let cuts = capabilities.tx_tcp_checksum && capabilities.tx_ipv4_checksum;
+        let tso_segments_max = if cuts && !skip_checksums {
+            let segments = capabilities.tso_bytes_max / u32::from(capabilities.mtu.max(1));
+            segments.min(u32::from(u16::MAX)) as u16
+        } else {
+            0
+        };
         // Connections, sleepers, and those for the link and for TIME_WAIT.
         let timers = limits.connections + limits.sleepers + 2;
         let mut state = Self {
@@ -195,6 +209,7 @@ impl State {
                 tcp_offload: capabilities.tx_tcp_checksum && !skip_checksums,
                 ip_offload: capabilities.tx_ipv4_checksum && !skip_checksums,
             },
+            tso_segments_max,
             limits,
             tcp_config: tcp,
             tcp_stats: TcpStats::default(),
@@ -202,6 +217,7 @@ impl State {
             isn: IsnGenerator::new(isn_key),
             hasher,
             rx_scarce: false,
+            rx_dire: false,
             staging: Staging::new(arena.clone(), SizeClass::Frame),
             staging_blocks: Staging::new(arena.clone(), SizeClass::Block),
             arena,
@@ -225,16 +241,20 @@ impl State {
             raw: VecDeque::with_capacity(crate::output::RAW_MAX),
             waiting: Waiting::new(),
             wheel: TimerWheel::with_capacity(timers, now),
+            fired: (0, 0),
+            triggers: config.trace_triggers.then(Box::default),
             sleepers: Vec::new(),
             free_sleepers: Vec::new(),
             neighbors: Neighbors::default(),
             path_mtus: PathMtus::default(),
+            path_rates: PathRates::new(isn_key),
             reassembly: Reassembly::new(),
             link_timer: None,
             link_timer_at: Instant::FAR_FUTURE,
-            splices: Splices::new(limits.disk_depth),
+            splices: Splices::new(limits.disk_depth, retention),
+            cache: Box::new(BlockCache::new(limits.cache_blocks)),
+            disk_net,
             segment: Segment::default(),
-            header: [0; HEADER_MAX],
             rx: RxMetrics::default(),
             metrics: ShardMetrics::default(),
             icmp_credit: 0,
@@ -246,6 +266,8 @@ impl State {
             filtered_ports: BTreeMap::new(),
             capabilities,
         };
+        // Where the card sums, remembering sums is of no use.
+        state.arena.set_memo(!skip_checksums && !state.capabilities.tx_tcp_checksum);
         state.rearm_link_timer();
         state
     }
@@ -410,13 +432,28 @@ impl State {
 
     // ---- Time ------------------------------------------------------------------------------
 
-    /// Fires what is due. Returns how many timers that were.
+    /// Fires what is due, within the bound of a turn. Returns how many timers that were.
+    #[inline(never)]
     pub fn fire_timers(&mut self) -> usize {
-        for count in 0..TIMERS_A_TURN {
+        if self.fired.0 != self.metrics.turns {
+            self.fired = (self.metrics.turns, 0);
+        }
+        let most = TIMERS_A_TURN - self.fired.1;
+        let count = self.fire(most);
+        self.fired.1 += count;
+        count
+    }
+
+    fn fire(&mut self, most: usize) -> usize {
+        for count in 0..most {
             let Some(token) = self.wheel.pop_expired(self.now) else { return count };
+            self.metrics.timers_fired += 1;
+            if let Some(stats) = &mut self.triggers {
+                stats.fired(self.now.nanos_since(self.wheel.popped_deadline()));
+            }
             self.fire_timer(token);
         }
-        TIMERS_A_TURN
+        most
     }
 
     /// Fires the timer that a token of the wheel stands for.
@@ -436,14 +473,17 @@ impl State {
         conn.timer = None;
         conn.timer_at = Instant::FAR_FUTURE;
         if conn.tcb.deadline() > self.now {
+            if !self.path_mtus.is_empty() {
+                self.search_path(number);
+            }
             return self.after_events(number, Events::empty());
         }
-        let limit = conn.tcb.segment_limit();
+        let (limit, most) = (conn.tcb.segment_limit(), conn.tcb.segment_most());
         let time_outs = self.tcp_stats.rto_fired;
         let events = conn.tcb.on_timer(&mut env!(self));
         let timed_out = self.tcp_stats.rto_fired != time_outs;
         if conn.tcb.segment_limit() < limit {
-            self.note_black_hole(number);
+            self.note_black_hole(number, most);
         }
         if timed_out {
             self.renew_station(number);
@@ -511,6 +551,7 @@ impl State {
             } else {
                 self.offer_to_listener(id);
             }
+            self.start_at_remembered_rate(id);
             self.wake_both(number);
         }
         if events.contains(Events::TIME_WAIT) && self.compact_time_wait(number) {
@@ -566,6 +607,7 @@ impl State {
         if let Some(agenda) = self.agenda.as_deref_mut() {
             agenda.forget_conn(number, &mut self.containers);
         }
+        self.remember_rate(&conn);
         self.release_key(&conn.key);
         if !conn.facts.contains(Facts::CLOSED) {
             self.flows.remove(&conn.key, number);
@@ -619,8 +661,9 @@ impl State {
     /// Takes note of how many of the link's buffers are free.
     #[inline]
     pub fn look_at_buffers(&mut self, buffers: Option<(usize, usize)>) {
-        self.rx_scarce =
-            buffers.is_some_and(|(free, total)| free < total / crate::shard::SCARCE_PART);
+        let below = |part| buffers.is_some_and(|(free, total)| free < total / part);
+        self.rx_scarce = below(SCARCE_PART);
+        self.rx_dire = self.rx_scarce && below(2 * SCARCE_PART);
     }
 
     /// Charges what a turn took while there is only one container.

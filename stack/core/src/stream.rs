@@ -12,6 +12,7 @@ use millstream_buf::{Agg, FRAME_BYTES, IoBuf, Staging};
 use millstream_disk::File;
 use millstream_tcp::{Algorithm, ConnectionError, Env, State as TcpState, TcpInfo};
 
+use crate::config::DiskNet;
 use crate::conn::{Conn, ConnId, Facts, NONE};
 use crate::splice::SendFileError;
 use crate::stack::{ConnectError, Stack};
@@ -142,6 +143,34 @@ impl TcpStream {
         }
     }
 
+    /// Takes all that has arrived, without a copy: appends slices to `out`, at least one, and as many
+    /// as its capacity holds. Waits for something. Returns how many bytes they have; 0 at the end of
+    /// the stream.
+    ///
+    /// # Errors
+    /// As [`Self::read_buf`].
+    pub fn read_bufs(&self, out: &mut Vec<IoBuf>) -> impl Future<Output = io::Result<usize>> {
+        poll_fn(|cx| self.poll_read_bufs(cx, out))
+    }
+
+    /// The polled form of [`Self::read_bufs`].
+    pub fn poll_read_bufs(
+        &self,
+        cx: &mut Context<'_>,
+        out: &mut Vec<IoBuf>,
+    ) -> Poll<io::Result<usize>> {
+        let mut state = self.stack.state();
+        let state = &mut *state;
+        let Some(conn) = state.conns.named_mut(self.id) else { return gone() };
+        let room = (out.capacity() - out.len()).max(1);
+        let count = conn.tcb.recv_all(&mut env!(state), out, room);
+        if count == 0 {
+            return wait_to_read(conn, cx, 0);
+        }
+        after_recv(conn, &mut state.output, self.id.number);
+        Poll::Ready(Ok(count))
+    }
+
     /// Copies bytes from `data` into the send queue, at least one; waits for room. Returns how many.
     /// Afterwards `data` is the caller's own again: what is sent cannot change.
     ///
@@ -202,7 +231,7 @@ impl TcpStream {
             return Poll::Ready(Ok(count));
         }
         // No buffer or no slice is free in the whole shard.
-        conn.park(&mut state.splices.parked, self.id.number);
+        conn.park(&mut state.splices.writers, self.id.number);
         wait_to_write(conn, cx)
     }
 
@@ -235,7 +264,7 @@ impl TcpStream {
         }
         let count = slice.len().min(room);
         if conn.tcb.send(&mut env!(state), slice.slice(0..count)).is_err() {
-            conn.park(&mut state.splices.parked, self.id.number);
+            conn.park(&mut state.splices.writers, self.id.number);
             return wait_to_write(conn, cx);
         }
         slice.advance(count);
@@ -250,6 +279,9 @@ impl TcpStream {
     /// # Errors
     /// [`SendFileError`]
     pub async fn send_file(&self, file: &File, range: Range<u64>) -> Result<(), SendFileError> {
+        if self.stack.state().disk_net == DiskNet::ReadSend {
+            return Box::pin(self.read_and_send(file, range)).await;
+        }
         let number = self.stack.state().splice_start(self.id, file.clone(), range)?;
         let waiting = Waiting { stack: self.stack.clone(), number };
         poll_fn(|cx| {
@@ -447,7 +479,7 @@ impl futures_io::AsyncWrite for TcpStream {
 }
 
 /// The answer for a connection that is no more.
-fn gone<T>() -> Poll<io::Result<T>> {
+pub(crate) fn gone<T>() -> Poll<io::Result<T>> {
     Poll::Ready(Err(io::ErrorKind::NotConnected.into()))
 }
 
@@ -535,7 +567,7 @@ fn wait_to_write<T>(conn: &mut Conn, cx: &Context<'_>) -> Poll<io::Result<T>> {
     Poll::Pending
 }
 
-fn register_writer(conn: &mut Conn, cx: &Context<'_>) {
+pub(crate) fn register_writer(conn: &mut Conn, cx: &Context<'_>) {
     register(&mut conn.write_waker, cx);
     conn.facts.insert(Facts::WRITE_WAITING);
 }

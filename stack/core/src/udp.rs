@@ -41,8 +41,8 @@ pub enum BindError {
 /// Why a datagram cannot be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SendToError {
-    /// It does not fit one packet.
-    #[error("a datagram of {0} bytes does not fit the link's packets; at most {1} do")]
+    /// It does not fit one packet of the link, or of the path as far as TCP has found out.
+    #[error("a datagram of {0} bytes does not fit the path's packets; at most {1} do")]
     TooLong(usize, usize),
     /// No route to the destination.
     #[error("there is no route to {0}; set a gateway")]
@@ -156,11 +156,9 @@ impl State {
     }
 
     fn udp_send(&mut self, number: u16, data: &[u8], to: SocketAddr) -> Result<(), SendToError> {
-        let packet_max = match to {
-            SocketAddr::V4(_) => usize::from(self.capabilities.mtu) - ipv4::HEADER_LEN,
-            SocketAddr::V6(_) => self.mtu_v6() - ipv6::HEADER_LEN,
-        };
-        let max = packet_max - udp::HEADER_LEN;
+        let headers =
+            udp::HEADER_LEN + if to.is_ipv4() { ipv4::HEADER_LEN } else { ipv6::HEADER_LEN };
+        let max = usize::from(self.packet_max(to.ip())).saturating_sub(headers);
         if data.len() > max {
             return Err(SendToError::TooLong(data.len(), max));
         }

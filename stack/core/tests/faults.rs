@@ -4,12 +4,13 @@
 
 mod common;
 
+use std::cell::Cell;
 use std::rc::Rc;
 
 use common::{CLIENT, SERVER, arena, config, pattern, server_at, small_limits};
 use millstream_core::{Limits, Shard, ShardConfig, SynCookiePolicy};
 use millstream_disk::File;
-use millstream_link::Link;
+use millstream_link::{Capabilities, Link, LinkStats, RxBurst, TxError, TxFrame};
 use millstream_sim::{
     BurstLoss, DirectionConfig, DiskConfig, LinkConfig, Node, Rng, SimDisk, SimLink, Wire, pair,
 };
@@ -19,7 +20,34 @@ use millstream_timer::{Instant, VirtualClock};
 /// retransmissions of one segment in a row, each backed off, take about as long.
 const STALLED_NANOS: u64 = 1_000_000_000_000;
 
-struct Host(Shard<SimLink, VirtualClock>);
+/// A link whose buffers are always scarce, if so told.
+struct Scarce(SimLink, Rc<Cell<bool>>);
+
+impl Link for Scarce {
+    fn capabilities(&self) -> &Capabilities {
+        self.0.capabilities()
+    }
+    fn rx_burst(&mut self, frames: &mut RxBurst) {
+        self.0.rx_burst(frames)
+    }
+    fn tx_room(&mut self) -> usize {
+        self.0.tx_room()
+    }
+    fn tx(&mut self, frame: &TxFrame<'_>) -> Result<(), TxError> {
+        self.0.tx(frame)
+    }
+    fn flush(&mut self) {
+        self.0.flush()
+    }
+    fn rx_buffers(&self) -> Option<(usize, usize)> {
+        if self.1.get() { Some((20, 100)) } else { self.0.rx_buffers() }
+    }
+    fn stats(&self) -> LinkStats {
+        self.0.stats()
+    }
+}
+
+struct Host(Shard<Scarce, VirtualClock>);
 
 impl Node for Host {
     fn turn(&mut self) -> bool {
@@ -37,22 +65,31 @@ struct World {
     server: Host,
     wire: Wire,
     disk: SimDisk,
+    /// Both links say that their buffers are scarce.
+    scarce: Rc<Cell<bool>>,
 }
 
 impl World {
     fn new(link: &LinkConfig, disk: &DiskConfig, limits: Limits) -> Self {
+        Self::with_blocks(link, disk, limits, 64)
+    }
+
+    /// So many blocks of memory for the server to copy to.
+    fn with_blocks(link: &LinkConfig, disk: &DiskConfig, limits: Limits, blocks: usize) -> Self {
         let clock = VirtualClock::new();
         let (a, b, wire) = pair(&clock, link).unwrap();
         let server_disk = SimDisk::new(&clock, disk).unwrap();
         let unused = SimDisk::new(&clock, disk).unwrap();
-        let shard = |address, link, disk| {
+        let scarce: Rc<Cell<bool>> = Rc::default();
+        let shard = |address, link, disk, blocks| {
             let syn_cookies = SynCookiePolicy::Off;
             let config = ShardConfig { syn_cookies, ..config(address, limits) };
-            Host(Shard::new(config, link, clock.clone(), arena(1024, 64), disk))
+            let link = Scarce(link, Rc::clone(&scarce));
+            Host(Shard::new(config, link, clock.clone(), arena(1024, blocks), disk))
         };
-        let client = shard(CLIENT, a, Box::new(unused));
-        let server = shard(SERVER, b, Box::new(server_disk.clone()));
-        Self { client, server, wire, disk: server_disk, clock }
+        let client = shard(CLIENT, a, Box::new(unused), 64);
+        let server = shard(SERVER, b, Box::new(server_disk.clone()), blocks);
+        Self { client, server, wire, disk: server_disk, clock, scarce }
     }
 
     fn run_until(&mut self, context: &dyn std::fmt::Debug, mut done: impl FnMut() -> bool) {
@@ -371,4 +408,55 @@ fn handshakes_that_never_end_make_way_for_newer_ones() {
     assert!(outcome.unwrap().is_ok());
     assert!(world.clock_nanos() - start < 500_000_000, "at once, not after a retransmission");
     assert_eq!(server.metrics().half_open_evicted, 1);
+}
+
+/// The link's buffers are scarce, and there is no memory to copy to. What fills a gap is taken all the
+/// same, since nothing else sets free what waits behind it.
+#[test]
+fn a_gap_is_filled_however_few_buffers_are_left() {
+    let wire = DirectionConfig::wire(1_000_000_000, 1_000_000);
+    let link = LinkConfig::symmetric(wire);
+    let mut world = World::with_blocks(&link, &DiskConfig::default(), small_limits(), 0);
+    // One segment is lost some times. Meanwhile buffers become scarce, until it has come.
+    let (mut first, mut gap, mut losses) = (None, None, 0);
+    let scarce = Rc::clone(&world.scarce);
+    world.wire.set_filter(move |_, direction, frame| {
+        if direction != millstream_sim::Direction::AToB || frame.len() < 1_000 {
+            return true;
+        }
+        let seq = u32::from_be_bytes(frame[38..42].try_into().unwrap());
+        let first = *first.get_or_insert(seq);
+        if seq.wrapping_sub(first) > 150_000 {
+            gap.get_or_insert(seq);
+        }
+        losses += u32::from(gap == Some(seq));
+        scarce.set(scarce.get() || (gap == Some(seq) && losses == 2));
+        gap != Some(seq) || losses > 4
+    });
+    let bytes = pattern(1_000_000, 3);
+    let listener = world.server.0.stack().listen(server_at(7), 4).unwrap();
+    let scarce = Rc::clone(&world.scarce);
+    let reader = async move {
+        let (stream, _) = listener.accept().await;
+        let mut all = Vec::new();
+        while let Ok(Some(buf)) = stream.read_buf().await {
+            all.extend_from_slice(&buf);
+            scarce.set(scarce.get() && all.len() < 160_000);
+        }
+        all
+    };
+    let received = world.server.0.stack().spawn(reader).unwrap();
+    let (client, sent) = (world.client.0.stack().clone(), bytes.clone());
+    let writer = async move {
+        let stream = client.connect(server_at(7)).await.unwrap();
+        stream.write_all(&sent).await.unwrap();
+        stream.shutdown();
+    };
+    world.client.0.stack().spawn(writer).unwrap();
+    let mut all = None;
+    world.run_until(&"a gap", || {
+        all = all.take().or_else(|| received.take());
+        all.is_some()
+    });
+    assert!(all.unwrap() == bytes);
 }

@@ -2,13 +2,18 @@
 
 mod common;
 
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::Poll;
+
 use common::wire::{receive, send};
 use common::{CLIENT, SERVER, TestShard, arena, config_v6, pattern, small_limits};
 use common::{server_at, server_v6_at};
-use millstream_core::{JoinHandle, Shard};
+use millstream_core::{JoinHandle, SendFlags, Shard, TcpStream};
 use millstream_disk::MemDisk;
 use millstream_link::mem::{MemConfig, MemLink, pair};
-use millstream_timer::VirtualClock;
+use millstream_timer::{Clock, VirtualClock};
 use millstream_wire::ethernet::EtherType;
 use millstream_wire::ipv4::{self, Protocol};
 use millstream_wire::{icmpv4, icmpv6, ipv6};
@@ -46,6 +51,8 @@ impl Path {
             let disk = Box::new(MemDisk::copying(16).unwrap());
             let mut config = config_v6(address, small_limits());
             config.tcp.black_hole_retries = 2;
+            // What the links here hold.
+            (config.tcp.recv_buffer_bytes, config.tcp.recv_buffer_max_bytes) = (65_535, 0);
             Shard::new(config, link, clock.clone(), arena(512, 64), disk)
         };
         let (client, server) = (shard(CLIENT, a), shard(SERVER, b));
@@ -91,6 +98,53 @@ impl Path {
             }
         }
         panic!("no end");
+    }
+
+    /// Turns both ends for so many seconds.
+    fn run_for(&mut self, seconds: u64) {
+        let until = self.clock.now().plus_micros(seconds * 1_000_000);
+        while self.clock.now() < until {
+            let work = self.client.turn().work + self.server.turn().work + self.carry();
+            let next = self.client.next_deadline().min(self.server.next_deadline());
+            // A slow path: some milliseconds from one exchange to the next.
+            let step = self.clock.now().plus_micros(20_000);
+            self.clock.advance_to(if work == 0 { next.max(step).min(until) } else { step });
+        }
+    }
+
+    fn clock_seconds(&self) -> u64 {
+        self.clock.now().as_micros() / 1_000_000
+    }
+
+    /// Sends data for ever. The connection is in what comes back.
+    fn endless(&mut self, address: std::net::SocketAddr) -> Rc<Cell<Option<TcpStream>>> {
+        let listener = self.server.stack().listen(address, 4).unwrap();
+        let reading = async move {
+            let (stream, _) = listener.accept().await;
+            while let Ok(Some(_)) = stream.read_buf().await {}
+        };
+        self.server.stack().spawn(reading).unwrap();
+        let stack = self.client.stack().clone();
+        let slot: Rc<Cell<Option<TcpStream>>> = Rc::default();
+        let kept = Rc::clone(&slot);
+        let sending = async move {
+            let stream = stack.connect(address).await.unwrap();
+            kept.set(Some(stream));
+            let bytes = pattern(200_000, 7);
+            loop {
+                let stream = kept.take().unwrap();
+                let room = poll_fn(|cx| match stream.poll_send(cx, &bytes, SendFlags::default()) {
+                    Poll::Ready(sent) => Poll::Ready(sent.is_ok()),
+                    Poll::Pending => Poll::Ready(true),
+                });
+                let goes_on = room.await;
+                kept.set(Some(stream));
+                assert!(goes_on);
+                stack.sleep(std::time::Duration::from_millis(2)).await;
+            }
+        };
+        self.client.stack().spawn(sending).unwrap();
+        slot
     }
 
     /// Sends data to the server; returns the segment size at the end, and checks the data.
@@ -230,5 +284,43 @@ fn a_path_that_swallows_large_segments_is_found_out() {
         let refused = path.refused;
         path.transfer(next_port(address));
         assert_eq!(path.refused, refused);
+        // So does UDP.
+        let socket = path.client.stack().udp_bind(9).unwrap();
+        let fits = vec![0; 1220 + 20 - 8];
+        socket.send_to(&fits, address).unwrap();
+        let error = socket.send_to(&[fits.as_slice(), &[0]].concat(), address).unwrap_err();
+        assert!(error.to_string().contains("does not fit"), "{error}");
+    }
+}
+
+/// RFC 4821 section 7: data goes on and on, for which larger segments are tried.
+#[test]
+fn larger_segments_are_tried_until_they_are_as_large_as_pass() {
+    for (address, headers) in [(server_at(7).into(), 40), (server_v6_at(7).into(), 60)] {
+        let mut path = Path::new(1350, Manner::Silent);
+        let stream = path.endless(address);
+        let start = path.clock_seconds();
+        path.run_for(60);
+        let limit = |path: &Path| {
+            let info = stream.take().unwrap();
+            let limit = info.info().unwrap().mss_bytes + 12 + headers;
+            stream.set(Some(info));
+            (limit, path.client.stack().tcp_stats())
+        };
+        let (found, stats) = limit(&path);
+        assert!((1343..=1350).contains(&found), "{found} {stats:?}");
+        assert_eq!(stats.black_holes, 1);
+        assert!(stats.larger_lost <= 6 && stats.larger_passed >= 2, "{stats:?}");
+        // No trial was taken for congestion, or waited for.
+        assert_eq!(stats.rto_fired, 2, "{stats:?}");
+        // It is left at that for ten minutes; then the path, which carries more by now, is searched.
+        path.run_for(500);
+        assert_eq!(limit(&path).1.larger_tried, stats.larger_tried);
+        path.mtu = 1500;
+        path.run_for(200);
+        let (found, after) = limit(&path);
+        assert_eq!(found, 1500);
+        assert_eq!((after.larger_lost, after.rto_fired), (stats.larger_lost, stats.rto_fired));
+        assert!(path.clock_seconds() - start < 800);
     }
 }

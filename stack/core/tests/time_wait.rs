@@ -219,3 +219,36 @@ fn nobody_connects_with_its_addresses_meanwhile() {
     world.pass(61);
     assert!(stack.start_connect(Some(80), peer).is_ok());
 }
+
+/// The FIN that brings TIME_WAIT and the SYN that ends it come in one burst: who reads from the old
+/// connection is told of its end before it is forgotten.
+#[test]
+fn a_reader_is_told_though_its_connection_is_reopened_in_the_same_burst() {
+    let mut world = RawWorld::new(config(SERVER, small_limits()));
+    let stack = world.shard.stack().clone();
+    let listener = stack.listen(server_at(80), 8).unwrap();
+    let told = std::rc::Rc::new(std::cell::Cell::new(0));
+    let (tell, spawner) = (std::rc::Rc::clone(&told), stack.clone());
+    let serve = async move {
+        loop {
+            let (stream, _) = listener.accept().await;
+            let tell = std::rc::Rc::clone(&tell);
+            let task = async move {
+                stream.shutdown();
+                let _ = stream.read(&mut [0; 10]).await;
+                tell.set(tell.get() + 1);
+            };
+            drop(spawner.spawn(task));
+        }
+    };
+    drop(stack.spawn(serve).unwrap());
+    let said = world.say(5000, 100, 0, Flags::SYN, &[]);
+    let next = said[0].seq.wrapping_add(1);
+    let said = world.say(5000, 101, next, Flags::ACK, &[]);
+    assert!(said.iter().any(|sent| sent.flags.contains(Flags::FIN)), "{said:?}");
+    world.put(5000, 101, next.wrapping_add(1), FIN, &[]);
+    world.put(5000, 200_000, 0, Flags::SYN, &[]);
+    world.hear();
+    assert_eq!(told.get(), 1);
+    assert_eq!(stack.rx_metrics().unaccounted(), 0);
+}

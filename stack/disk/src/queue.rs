@@ -4,6 +4,7 @@ use arrayvec::ArrayVec;
 use millstream_buf::{Arena, IoBufMut};
 
 use crate::file::File;
+use crate::nvme::Status;
 use crate::pread::PreadQueue;
 use crate::uring::UringQueue;
 
@@ -57,6 +58,9 @@ pub enum DiskError {
         "the file was cut short while it was read; replace files by renaming new ones over them"
     )]
     Truncated,
+    /// The file is no longer what it was when it was opened.
+    #[error("the file was changed while it was read; replace files by renaming new ones over them")]
+    Changed,
     /// The device, or the queue on it, is no more.
     #[error("the disk is gone; check its cable and the kernel's log")]
     DeviceGone,
@@ -80,6 +84,26 @@ pub enum DiskError {
         /// Alignment in bytes that the file wants.
         align_bytes: usize,
     },
+    /// The medium failed, or the data on it, and trying again does not help.
+    #[error(
+        "the drive cannot give these bytes (NVMe status {status}); restore the file from a copy and check the drive's health"
+    )]
+    Media {
+        /// What the drive said.
+        status: Status,
+    },
+    /// The drive refused the read, and trying again does not help.
+    #[error("the drive refused the read (NVMe status {status}); check its health and firmware")]
+    Refused {
+        /// What the drive said.
+        status: Status,
+    },
+    /// The drive took too long, several times, and had to be reset.
+    #[error("the drive does not answer in time; check its health, or raise its time-out")]
+    TimedOut,
+    /// The file lies on a device that this queue does not drive.
+    #[error("the file lies on another device; read it through that device's own queue")]
+    OtherDevice,
     /// A disk in memory was given a file that is not.
     #[error("a disk in memory reads files in memory alone; open them with another queue")]
     NotInMemory,
@@ -138,7 +162,7 @@ pub trait DiskQueue {
     /// Hands what was submitted to the disk; no system call if that is nothing.
     fn kick(&mut self);
 
-    /// The driver, for people ("io_uring", "pread", "mem", "null").
+    /// The driver, for people ("io_uring", "pread", "nvme", "mem", "null").
     fn name(&self) -> &'static str;
 
     /// What it has done.

@@ -73,7 +73,7 @@ impl Root {
                 }
             })?;
         let probe = CPath::new(b".").and_then(|here| {
-            sys::open_beneath(dir.as_fd(), &here, libc::O_PATH | libc::O_DIRECTORY)
+            sys::open_beneath(dir.as_fd(), &here, libc::O_PATH | libc::O_DIRECTORY, false)
         });
         let lookup = match probe {
             Err(errno @ (libc::ENOSYS | libc::EPERM)) => {
@@ -96,6 +96,26 @@ impl Root {
     pub fn open_file(&self, relative: &[u8]) -> Result<File, OpenError> {
         let path = self.prepare(relative)?;
         File::open_with(|flags| self.lookup(relative, &path, flags))
+    }
+
+    /// As [`Self::open_file`], if that needs nothing but the kernel's caches.
+    ///
+    /// # Errors
+    /// As [`Self::open_file`], and [`OpenError::WouldBlock`].
+    pub fn open_file_at_hand(&self, relative: &[u8]) -> Result<File, OpenError> {
+        let path = self.prepare(relative)?;
+        File::open_with(|flags| self.lookup_at_hand(&path, flags)).map_err(at_hand)
+    }
+
+    /// As [`Self::stat`], if that needs nothing but the kernel's caches.
+    ///
+    /// # Errors
+    /// As [`Self::stat`], and [`OpenError::WouldBlock`].
+    pub fn stat_at_hand(&self, relative: &[u8]) -> Result<FileStat, OpenError> {
+        let path = self.prepare(relative)?;
+        let opened = self.lookup_at_hand(&path, libc::O_PATH);
+        let raw = opened.and_then(|fd| sys::stat(fd.as_fd())).map_err(OpenError::from_errno);
+        raw.map(|raw| FileStat::new(&raw)).map_err(at_hand)
     }
 
     /// What is at `relative`, without opening it for reading. The empty path is the root itself.
@@ -127,8 +147,19 @@ impl Root {
 
     fn lookup(&self, relative: &[u8], path: &CPath, flags: i32) -> Result<OwnedFd, i32> {
         match self.lookup {
-            Lookup::Beneath => sys::open_beneath(self.dir.as_fd(), path, flags),
+            Lookup::Beneath => sys::open_beneath(self.dir.as_fd(), path, flags, false),
             Lookup::Stepwise => self.open_stepwise(relative, flags),
+        }
+    }
+
+    fn lookup_at_hand(&self, path: &CPath, flags: i32) -> Result<OwnedFd, i32> {
+        match self.lookup {
+            Lookup::Beneath => match sys::open_beneath(self.dir.as_fd(), path, flags, true) {
+                // Either the kernel is older, or there are no direct reads here.
+                Err(libc::EINVAL) if flags & libc::O_DIRECT == 0 => Err(libc::EAGAIN),
+                opened => opened,
+            },
+            Lookup::Stepwise => Err(libc::EAGAIN),
         }
     }
 
@@ -162,6 +193,10 @@ impl Root {
             if errno == libc::ENOTDIR && sys::is_link(dir, &last) { libc::ELOOP } else { errno }
         })
     }
+}
+
+fn at_hand(error: OpenError) -> OpenError {
+    if error == (OpenError::Io { errno: libc::EAGAIN }) { OpenError::WouldBlock } else { error }
 }
 
 #[cfg(test)]

@@ -35,6 +35,11 @@ pub(crate) struct RawStat {
     pub(crate) len: u64,
     pub(crate) modified_s: i64,
     pub(crate) modified_ns: u32,
+    /// When anything about it was last changed, which no program can set.
+    pub(crate) changed_s: i64,
+    pub(crate) changed_ns: u32,
+    /// Names that it has.
+    pub(crate) links: u32,
     pub(crate) dev: u64,
     pub(crate) ino: u64,
     /// Alignment of memory and of offsets for direct reads; zeroes: there are none; `None`: the
@@ -67,8 +72,14 @@ pub(crate) fn open_at(
 }
 
 /// `openat2` that never leaves `dir`: the kernel refuses absolute paths and links, `..` above it
-/// (`EXDEV`), and links of procfs (`ELOOP`).
-pub(crate) fn open_beneath(dir: BorrowedFd<'_>, path: &CPath, flags: i32) -> Result<OwnedFd, i32> {
+/// (`EXDEV`), and links of procfs (`ELOOP`). With `at_hand` it does not wait for a disk: a name that is
+/// not in the caches is `EAGAIN` (`RESOLVE_CACHED`, Linux 5.12; `EINVAL` before).
+pub(crate) fn open_beneath(
+    dir: BorrowedFd<'_>,
+    path: &CPath,
+    flags: i32,
+    at_hand: bool,
+) -> Result<OwnedFd, i32> {
     // The kernel answers EAGAIN when a rename elsewhere kept it from proving that `..` in a link
     // stays inside; a few more tries settle that.
     let mut tries = 16;
@@ -77,6 +88,9 @@ pub(crate) fn open_beneath(dir: BorrowedFd<'_>, path: &CPath, flags: i32) -> Res
         let mut how: libc::open_how = unsafe { std::mem::zeroed() };
         how.flags = (flags | libc::O_CLOEXEC) as u64;
         how.resolve = libc::RESOLVE_BENEATH | libc::RESOLVE_NO_MAGICLINKS;
+        if at_hand {
+            how.resolve |= libc::RESOLVE_CACHED;
+        }
         // SAFETY: the path is NUL-terminated, `how` has the size that is passed, and both outlive
         // the call.
         let fd = unsafe {
@@ -94,7 +108,7 @@ pub(crate) fn open_beneath(dir: BorrowedFd<'_>, path: &CPath, flags: i32) -> Res
         }
         match errno() {
             libc::EINTR => {}
-            libc::EAGAIN if tries > 0 => tries -= 1,
+            libc::EAGAIN if tries > 0 && !at_hand => tries -= 1,
             errno => return Err(errno),
         }
     }
@@ -103,6 +117,11 @@ pub(crate) fn open_beneath(dir: BorrowedFd<'_>, path: &CPath, flags: i32) -> Res
 /// `statx` of an open file.
 pub(crate) fn stat(fd: BorrowedFd<'_>) -> Result<RawStat, i32> {
     stat_at(fd, c"", libc::AT_EMPTY_PATH)
+}
+
+/// `statx` of an open file from what the kernel has at hand, without asking a server.
+pub(crate) fn stat_at_hand(fd: BorrowedFd<'_>) -> Result<RawStat, i32> {
+    stat_at(fd, c"", libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC)
 }
 
 /// Whether `name` in `dir` is a symbolic link.
@@ -125,11 +144,23 @@ fn stat_at(dir: BorrowedFd<'_>, path: &CStr, flags: i32) -> Result<RawStat, i32>
         len: stat.stx_size,
         modified_s: stat.stx_mtime.tv_sec,
         modified_ns: stat.stx_mtime.tv_nsec,
+        changed_s: stat.stx_ctime.tv_sec,
+        changed_ns: stat.stx_ctime.tv_nsec,
+        links: stat.stx_nlink,
         dev: libc::makedev(stat.stx_dev_major, stat.stx_dev_minor),
         ino: stat.stx_ino,
         direct: (stat.stx_mask & libc::STATX_DIOALIGN != 0)
             .then_some((stat.stx_dio_mem_align, stat.stx_dio_offset_align)),
     })
+}
+
+/// Bytes of an open block device.
+pub(crate) fn seek_end(fd: BorrowedFd<'_>) -> Result<u64, i32> {
+    // SAFETY: no memory is passed. Nobody here reads from the descriptor's position.
+    match unsafe { libc::lseek(fd.as_raw_fd(), 0, libc::SEEK_END) } {
+        len @ 0.. => Ok(len as u64),
+        _ => Err(errno()),
+    }
 }
 
 /// Sets the status flags of an open file (of `O_DIRECT`, `O_NONBLOCK` and their like).

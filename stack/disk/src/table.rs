@@ -140,7 +140,11 @@ impl Table {
         let Some(fd) = read.file.raw_fd() else {
             let copied = read.file.copy_to(read.offset, &mut read.buf[..want]);
             self.stats.copied_bytes += if copied { want as u64 } else { 0 };
-            self.finish(read.token, read.buf, copied.then_some(want).ok_or(DiskError::Truncated));
+            let error = match read.file.is_in_memory() {
+                true => DiskError::Truncated,
+                false => DiskError::OtherDevice,
+            };
+            self.finish(read.token, read.buf, copied.then_some(want).ok_or(error));
             return Ok(Admitted::Ready);
         };
         let Some(index) = self.free.pop() else { return Err(read) };
@@ -174,7 +178,7 @@ impl Table {
         Some(Io {
             id: u64::from(slot.generation) << 32 | u64::from(index),
             fd: job.fd,
-            offset: job.offset + job.done as u64,
+            offset: job.file.base() + job.offset + job.done as u64,
             start: job.buf[job.done..].as_mut_ptr(),
             len: job.asked.try_into().unwrap_or(u32::MAX),
         })

@@ -3,8 +3,9 @@
 use std::ops::Range;
 use std::rc::Rc;
 
-use millstream_buf::{Arena, FRAME_BYTES, IoBuf, SizeClass};
-use millstream_disk::{File, OpenError, Root};
+use millstream_buf::{Arena, BLOCK_BYTES, FRAME_BYTES, IoBuf, SizeClass};
+use millstream_core::Stack;
+use millstream_disk::{File, OpenError, Source};
 use millstream_timer::Instant;
 
 use crate::cache::{Content, Entry, EntryId, FileCache, Page};
@@ -12,6 +13,7 @@ use crate::conditional::{Outcome, Validators, evaluate, range_counts};
 use crate::config::ServerConfig;
 use crate::date::Today;
 use crate::fill::Filler;
+use crate::names::{Names, Ticket};
 use crate::path;
 use crate::range::{self, Wanted};
 use crate::repeats::Repeats;
@@ -22,6 +24,9 @@ use crate::stats::HttpStats;
 /// Times that a file must be asked for before its content is kept: one that is fetched once leaves
 /// the others alone.
 const USES_BEFORE_FILL: u32 = 2;
+
+/// A page shorter than this is summed faster than its sum is looked up.
+const MEMO_BYTES_MIN: usize = 512;
 
 /// Where the head of a response is.
 pub(crate) enum Head {
@@ -60,17 +65,23 @@ pub(crate) enum Answer {
     Partial,
     /// The reply to the request in the first bytes.
     Reply(Reply, usize),
+    /// Its name is being looked up; [`Site::answer_known`] answers it when that is done.
+    Wait(Ticket),
 }
 
 /// What all connections of a server share.
 pub(crate) struct Site {
-    root: Root,
+    source: Source,
+    stack: Stack,
     arena: Arena,
     config: ServerConfig,
     pub cache: FileCache,
     /// Requests that [`Self::hit`] answered.
     repeats: Repeats,
     pub filler: Filler,
+    pub names: Names,
+    /// A task looks after fills and names.
+    pub attended: bool,
     pub today: Today,
     pub stats: HttpStats,
     /// The head of the response that is being made, and the body of one line that some have.
@@ -82,26 +93,29 @@ pub(crate) struct Site {
 }
 
 impl Site {
-    pub fn new(
-        root: Root,
-        arena: Arena,
-        config: ServerConfig,
-        filler: Filler,
-        now: Instant,
-    ) -> Self {
+    pub fn new(source: Source, stack: &Stack, config: ServerConfig, filler: Filler) -> Self {
         Self {
-            root,
-            arena,
+            source,
+            stack: stack.clone(),
+            arena: stack.arena(),
             config,
             cache: FileCache::new(&config.cache),
             repeats: Repeats::new(),
             filler,
-            today: Today::new(config.wall_clock, now),
+            names: Names::new(config.lookup_threads),
+            attended: false,
+            today: Today::new(config.wall_clock, stack.now()),
             stats: HttpStats::default(),
             scratch: Vec::with_capacity(1024),
             canonical: Vec::with_capacity(256),
             draining: false,
         }
+    }
+
+    /// Looks all names up in `source` from now on. What is being sent goes on from where it was.
+    pub fn set_source(&mut self, source: Source) {
+        self.source = source;
+        self.cache.clear();
     }
 
     /// Answers the first request in `bytes`.
@@ -148,7 +162,23 @@ impl Site {
             }
             return Answer::Reply(reply, len);
         }
-        Answer::Reply(self.consider(&request, now), len)
+        match self.consider(&request, now, self.names.have_helpers()) {
+            Ok(reply) => Answer::Reply(reply, len),
+            Err(ticket) => Answer::Wait(ticket),
+        }
+    }
+
+    /// As [`Self::answer`] for a request whose name a helper has looked up: it is not waited for
+    /// again, whatever the kernel has forgotten meanwhile.
+    pub fn answer_known(&mut self, bytes: &[u8], now: Instant) -> Answer {
+        let Parsed::Request(request, len) = request::parse(bytes) else {
+            return self.answer(bytes, now);
+        };
+        self.today.update(now);
+        match self.consider(&request, now, false) {
+            Ok(reply) => Answer::Reply(reply, len),
+            Err(ticket) => Answer::Wait(ticket),
+        }
     }
 
     /// The reply to a GET without conditions, if all of it is at hand.
@@ -183,8 +213,13 @@ impl Site {
         Some(Reply { head, body, then: Then::Stay })
     }
 
-    /// Everything that is not the fast way.
-    fn consider(&mut self, request: &Request<'_>, now: Instant) -> Reply {
+    /// Everything that is not the fast way. `at_hand`: what would wait for a disk is left to a helper.
+    fn consider(
+        &mut self,
+        request: &Request<'_>,
+        now: Instant,
+        at_hand: bool,
+    ) -> Result<Reply, Ticket> {
         let head_only = request.method == Method::Head;
         let persist = match (request.keep_alive && !self.draining, request.version) {
             (true, 0) => Persist::KeepAlive,
@@ -193,47 +228,71 @@ impl Site {
         };
         match request.method {
             _ if request.has_body && matches!(request.method, Method::Get | Method::Head) => {
-                return self.refuse(Status::CONTENT_TOO_LARGE, !head_only, now);
+                return Ok(self.refuse(Status::CONTENT_TOO_LARGE, !head_only, now));
             }
             Method::NotAllowed if request.has_body => {
-                return self.refuse(Status::METHOD_NOT_ALLOWED, true, now);
+                return Ok(self.refuse(Status::METHOD_NOT_ALLOWED, true, now));
             }
-            Method::Unknown => return self.refuse(Status::NOT_IMPLEMENTED, true, now),
-            Method::NotAllowed => return self.plain(Status::METHOD_NOT_ALLOWED, persist, true),
+            Method::Unknown => return Ok(self.refuse(Status::NOT_IMPLEMENTED, true, now)),
+            Method::NotAllowed => {
+                return Ok(self.plain(Status::METHOD_NOT_ALLOWED, persist, true));
+            }
             Method::Get | Method::Head => {}
         }
         let mut canonical = std::mem::take(&mut self.canonical);
         let reply = match path::canonicalize(request.path, &mut canonical) {
-            Ok(()) => match self.look_up(&canonical, now) {
+            Ok(()) => match self.look_up(&canonical, now, at_hand) {
                 Ok(slot) => self.file(slot, request, persist),
+                Err(OpenError::WouldBlock) => {
+                    let name = path::file_name(&canonical);
+                    match self.names.ask(&self.source, &name) {
+                        Some(ticket) => {
+                            self.stats.lookups_waited += 1;
+                            self.canonical = canonical;
+                            return Err(ticket);
+                        }
+                        None => self.plain(Status::UNAVAILABLE, persist, !head_only),
+                    }
+                }
                 Err(OpenError::IsDirectory) => self.add_slash(&canonical, persist, !head_only),
                 Err(error) => self.plain(status_of(error), persist, !head_only),
             },
             Err(path::BadPath) => self.plain(Status::BAD_REQUEST, persist, !head_only),
         };
         self.canonical = canonical;
-        reply
+        Ok(reply)
     }
 
     /// The entry of a path, looked at again if that is due.
-    fn look_up(&mut self, canonical: &[u8], now: Instant) -> Result<u32, OpenError> {
+    fn look_up(&mut self, canonical: &[u8], now: Instant, at_hand: bool) -> Result<u32, OpenError> {
+        let stat = |source: &Source, name: &[u8]| {
+            if at_hand { source.stat_at_hand(name) } else { source.stat(name) }
+        };
+        let open = |source: &Source, name: &[u8]| {
+            if at_hand { source.open_file_at_hand(name) } else { source.open_file(name) }
+        };
         let name = path::file_name(canonical);
         if let Some(slot) = self.cache.find(canonical)
             && let Some(entry) = self.cache.get_mut(slot)
         {
-            if now < entry.valid_until || self.root.stat(&name) == Ok(entry.stat) {
-                if now >= entry.valid_until {
-                    entry.valid_until = now + self.config.cache.valid;
-                }
+            if now < entry.valid_until {
                 return Ok(slot);
+            }
+            match stat(&self.source, &name) {
+                Ok(stat) if stat == entry.stat => {
+                    entry.valid_until = now + self.config.cache.valid;
+                    return Ok(slot);
+                }
+                Err(OpenError::WouldBlock) => return Err(OpenError::WouldBlock),
+                _ => {}
             }
             self.cache.remove(slot);
         }
-        let mut opened = self.root.open_file(&name);
+        let mut opened = open(&self.source, &name);
         while opened.as_ref().is_err_and(|error| *error == OpenError::TooManyOpen)
             && self.cache.evict_open_file().is_some()
         {
-            opened = self.root.open_file(&name);
+            opened = open(&self.source, &name);
         }
         // A directory is asked for by its own name with a slash; its index may not be one too.
         let file = opened.map_err(|error| match error {
@@ -330,6 +389,15 @@ impl Site {
             return;
         }
         let file = file.clone();
+        // What transfers have brought in is kept once.
+        let block = |offset| self.stack.cached_block(&file, offset as u64);
+        let there: Option<Rc<[IoBuf]>> =
+            (0..len as usize).step_by(BLOCK_BYTES).map(block).collect();
+        if let Some(id) = id
+            && there.is_some()
+        {
+            return self.filled(id, there);
+        }
         if let Some(id) = id
             && self.cache.could_keep(len as usize)
             && self.filler.start(&self.arena, id, &file, len as usize)
@@ -348,6 +416,8 @@ impl Site {
                 Some(copy) => Rc::from([copy]),
                 None => slices,
             };
+            // It is sent more than once, or it would not be here.
+            slices.iter().for_each(IoBuf::memoize);
             self.cache.keep_content(id, slices)
         });
         if kept {
@@ -410,7 +480,7 @@ fn status_of(error: OpenError) -> Status {
     match error {
         OpenError::NotFound | OpenError::NotRegular | OpenError::IsDirectory => Status::NOT_FOUND,
         OpenError::Forbidden => Status::FORBIDDEN,
-        OpenError::TooManyOpen => Status::UNAVAILABLE,
+        OpenError::TooManyOpen | OpenError::WouldBlock => Status::UNAVAILABLE,
         OpenError::Io { errno } => {
             tracing::warn!(errno, "a file could not be opened");
             Status::INTERNAL_ERROR
@@ -459,7 +529,11 @@ fn page<'a>(
             room.copy_from_slice(body);
             end += body.len();
         }
-        entry.page = Some(Page { buf: buf.freeze(0..end), head_len, tick: today.tick });
+        let buf = buf.freeze(0..end);
+        if end >= MEMO_BYTES_MIN {
+            buf.memoize();
+        }
+        entry.page = Some(Page { buf, head_len, tick: today.tick });
     }
     entry.page.as_ref()
 }

@@ -69,7 +69,12 @@ impl Entry {
             .modified
             .duration_since(SystemTime::UNIX_EPOCH)
             .map_or(0, |since| since.as_nanos());
-        let etag = format!("\"{nanos:x}-{:x}\"", stat.len).into_bytes();
+        // Files of two images may agree in time and length.
+        let etag = match stat.volume {
+            0 => format!("\"{nanos:x}-{:x}\"", stat.len),
+            volume => format!("\"{nanos:x}-{:x}-{volume:x}\"", stat.len),
+        };
+        let etag = etag.into_bytes();
         let mut validator_lines = Vec::with_capacity(96);
         field(&mut validator_lines, "Last-Modified", &date::text(modified));
         field(&mut validator_lines, "ETag", &etag);
@@ -222,6 +227,11 @@ impl FileCache {
             found.remove();
         }
         self.free.push(slot);
+    }
+
+    /// Lets go of all.
+    pub fn clear(&mut self) {
+        (0..self.slots.len() as u32).for_each(|slot| self.remove(slot));
     }
 
     /// Puts content in place of a file's, if the bound allows: others may have to go for it.

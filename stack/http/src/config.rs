@@ -2,6 +2,8 @@
 
 use std::time::{Duration, SystemTime};
 
+use millstream_buf::DataSemantics;
+
 /// How long a peer may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
@@ -68,10 +70,15 @@ pub struct ServerConfig {
     /// Requests that have arrived in part, in bytes of all connections together; beyond it they are
     /// answered with 503.
     pub partial_bytes_max: usize,
+    /// Threads that look up names which are not in the kernel's caches; 0: the loop waits for them.
+    pub lookup_threads: usize,
     /// Time-outs.
     pub timeouts: Timeouts,
     /// The cache.
     pub cache: CacheConfig,
+    /// How cached content is sent: by reference ([`DataSemantics::EmulatedCopy`] and all others), or with
+    /// [`DataSemantics::Copy`] copied for each response, which is for comparison.
+    pub semantics: DataSemantics,
     /// Where `Date` comes from, asked once a second.
     pub wall_clock: fn() -> SystemTime,
 }
@@ -82,8 +89,10 @@ impl Default for ServerConfig {
             connections: 16_000,
             head_bytes_max: 8 << 10,
             partial_bytes_max: 16 << 20,
+            lookup_threads: 0,
             timeouts: Timeouts::default(),
             cache: CacheConfig::default(),
+            semantics: DataSemantics::default(),
             wall_clock: SystemTime::now,
         }
     }

@@ -8,12 +8,13 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use millstream_buf::IoBuf;
+use millstream_buf::{DataSemantics, IoBuf};
 use millstream_core::{SendFileError, Sleep, Stack, TcpStream};
 use millstream_disk::File;
 use millstream_timer::Instant;
 
 use crate::answer::{Answer, Body, Head, Reply, Then};
+use crate::names::Ticket;
 use crate::response::Status;
 use crate::server::Shared;
 
@@ -165,6 +166,18 @@ impl Pace {
     }
 }
 
+/// Lets go of a ticket when its request is given up.
+struct Waiting {
+    shared: Rc<Shared>,
+    ticket: Ticket,
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.shared.site.borrow_mut().names.forget(self.ticket);
+    }
+}
+
 pub(crate) struct Connection {
     shared: Rc<Shared>,
     stream: TcpStream,
@@ -217,12 +230,15 @@ impl Connection {
         let mut fresh = true;
         loop {
             let bytes = self.input.bytes();
-            let answer = if bytes.is_empty() || !fresh {
+            let mut answer = if bytes.is_empty() || !fresh {
                 Answer::Partial
             } else {
                 let now = self.pace.stack.now();
                 self.shared.site.borrow_mut().answer(bytes, now)
             };
+            if let Answer::Wait(ticket) = answer {
+                answer = self.wait_for_name(ticket).await;
+            }
             let reply = match answer {
                 Answer::Reply(reply, consumed) => {
                     self.input.consume(consumed);
@@ -237,6 +253,8 @@ impl Connection {
                     }
                     Received::TooSlow => self.refuse(Status::REQUEST_TIMEOUT),
                 },
+                // A name is waited for once.
+                Answer::Wait(_) => self.refuse(Status::UNAVAILABLE),
             };
             let then = reply.then;
             self.send(reply).await?;
@@ -250,6 +268,18 @@ impl Connection {
                 Then::Close => return Err(End::Close),
             }
         }
+    }
+
+    /// Waits until a helper has looked the request's name up, and answers it.
+    #[cold]
+    async fn wait_for_name(&mut self, ticket: Ticket) -> Answer {
+        // The frame that it came in goes back to the driver meanwhile.
+        self.input.stash();
+        let waiting = Waiting { shared: Rc::clone(&self.shared), ticket };
+        poll_fn(|cx| waiting.shared.site.borrow_mut().names.poll(ticket, cx)).await;
+        drop(waiting);
+        let now = self.pace.stack.now();
+        self.shared.site.borrow_mut().answer_known(self.input.bytes(), now)
     }
 
     fn refuse(&mut self, status: Status) -> Reply {
@@ -336,11 +366,17 @@ impl Connection {
     }
 
     async fn send_slice(&mut self, mut slice: IoBuf) -> Result<(), End> {
-        let Self { stream, input, pace, queued, .. } = self;
+        let Self { shared, stream, input, pace, queued } = self;
+        let copies = shared.config.semantics == DataSemantics::Copy;
         poll_fn(|cx| {
             while !slice.is_empty() {
                 let before = slice.len();
-                match stream.poll_send_buf(cx, &mut slice) {
+                let sent = if copies {
+                    stream.poll_write(cx, &slice).map_ok(|count| slice.advance(count))
+                } else {
+                    stream.poll_send_buf(cx, &mut slice)
+                };
+                match sent {
                     Poll::Ready(Ok(())) => *queued += (before - slice.len()) as u64,
                     Poll::Ready(Err(_)) => return Poll::Ready(Err(End::Broken)),
                     Poll::Pending => {

@@ -19,6 +19,7 @@ pub(crate) const LOOK_EVERY: Duration = Duration::from_micros(50);
 
 struct Fill {
     entry: EntryId,
+    file: File,
     len: usize,
     blocks: Vec<Option<IoBuf>>,
     missing: usize,
@@ -36,18 +37,11 @@ pub(crate) struct Filler {
     queue: Box<dyn DiskQueue>,
     fills: [Option<Fill>; FILLS_MAX],
     done: Completions,
-    /// A task looks after it.
-    pub attended: bool,
 }
 
 impl Filler {
     pub fn new(queue: Box<dyn DiskQueue>) -> Self {
-        Self {
-            queue,
-            fills: std::array::from_fn(|_| None),
-            done: Completions::new(),
-            attended: false,
-        }
+        Self { queue, fills: std::array::from_fn(|_| None), done: Completions::new() }
     }
 
     pub fn is_idle(&self) -> bool {
@@ -63,7 +57,8 @@ impl Filler {
         if free < all / 2 + count {
             return false;
         }
-        let mut fill = Fill { entry, len, blocks: vec![None; count], missing: 0, failed: false };
+        let blocks = vec![None; count];
+        let mut fill = Fill { entry, file: file.clone(), len, blocks, missing: 0, failed: false };
         for block in 0..count {
             let offset = block * BLOCK_BYTES;
             let Some(buf) = arena.alloc(SizeClass::Block) else {
@@ -112,7 +107,9 @@ impl Filler {
             if fill.missing == 0
                 && let Some(fill) = place.take()
             {
-                let slices = if fill.failed { None } else { fill.blocks.into_iter().collect() };
+                // What was half old and half new must not be kept.
+                let whole = !fill.failed && fill.file.check_unchanged().is_ok();
+                let slices = if whole { fill.blocks.into_iter().collect() } else { None };
                 filled(Filled { entry: fill.entry, slices });
             }
         }

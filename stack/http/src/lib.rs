@@ -13,8 +13,9 @@
 //! * Every wait for a peer has an end ([`Timeouts`]), and every memory a bound
 //!   ([`ServerConfig`]).
 //!
-//! Looking at a name (`open`, `stat`) blocks the loop for the time of the system call; a cached
-//! name is looked at once a second at most.
+//! Looking at a name (`open`, `stat`) takes the loop a system call; a cached name is looked at once a
+//! second at most. Where the kernel would have to wait for a disk, helper threads look it up
+//! ([`ServerConfig::lookup_threads`]) and the request waits for them.
 
 #![forbid(unsafe_code)]
 
@@ -25,6 +26,7 @@ mod config;
 mod connection;
 mod date;
 mod fill;
+mod names;
 mod path;
 mod range;
 mod repeats;

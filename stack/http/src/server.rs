@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use millstream_core::{Stack, TcpListener, TcpStream};
-use millstream_disk::{DiskQueue, Root};
+use millstream_disk::{DiskQueue, Source};
 
 use crate::answer::Site;
 use crate::config::ServerConfig;
@@ -136,10 +136,15 @@ impl FileServer {
     /// Depth that the queue for [`Self::new`] needs in order to fill the cache well.
     pub const FILL_DEPTH: usize = 16;
 
-    /// A server for the files below `root`. `fills` brings small files into the cache, beside the
-    /// stack's own queue, which carries the transfers.
-    pub fn new(stack: &Stack, root: Root, fills: Box<dyn DiskQueue>, config: ServerConfig) -> Self {
-        let site = Site::new(root, stack.arena(), config, Filler::new(fills), stack.now());
+    /// A server for the files of `source`, a [`Root`](millstream_disk::Root) or an image. `fills`
+    /// brings small files into the cache, beside the stack's own queue, which carries the transfers.
+    pub fn new(
+        stack: &Stack,
+        source: impl Into<Source>,
+        fills: Box<dyn DiskQueue>,
+        config: ServerConfig,
+    ) -> Self {
+        let site = Site::new(source.into(), stack, config, Filler::new(fills));
         let shared = Shared {
             config,
             site: RefCell::new(site),
@@ -187,10 +192,16 @@ impl FileServer {
         let mut connection = std::pin::pin!(connection.run());
         poll_fn(|cx| {
             let polled = connection.as_mut().poll(cx);
-            self.attend_fills();
+            self.attend();
             polled
         })
         .await;
+    }
+
+    /// Answers all requests from `source` from now on, without a word to any connection: what is being
+    /// sent goes on from where it was. Validators of files in images change with the image.
+    pub fn set_source(&self, source: impl Into<Source>) {
+        self.shared.site.borrow_mut().set_source(source.into());
     }
 
     /// Takes no more connections, closes those that wait for a request, and the others after their
@@ -236,41 +247,43 @@ impl FileServer {
         }
     }
 
-    /// Sees to it that a task looks after the reads that fill the cache, while there are any.
+    /// Sees to it that a task looks after the reads that fill the cache, and after names that are
+    /// looked up, while there are any.
     #[inline]
-    fn attend_fills(&self) {
+    fn attend(&self) {
         {
-            let filler = &mut self.shared.site.borrow_mut().filler;
-            if filler.attended || filler.is_idle() {
+            let site = &mut *self.shared.site.borrow_mut();
+            if site.attended || (site.filler.is_idle() && site.names.is_idle()) {
                 return;
             }
-            filler.attended = true;
+            site.attended = true;
         }
         let shared = Rc::clone(&self.shared);
         let stack = self.stack.clone();
         let task = async move {
-            while poll_fills(&shared) {
+            while look_after(&shared) {
                 stack.sleep(LOOK_EVERY).await;
             }
         };
         if self.stack.spawn(task).is_err() {
             // The next request tries again.
-            self.shared.site.borrow_mut().filler.attended = false;
+            self.shared.site.borrow_mut().attended = false;
         }
     }
 }
 
-/// Takes what has been read; `false` if nothing more is under way.
-fn poll_fills(shared: &Shared) -> bool {
+/// Takes what has been read and looked up; `false` if nothing more is under way.
+fn look_after(shared: &Shared) -> bool {
     let mut filled = Vec::new();
     let mut site = shared.site.borrow_mut();
     site.filler.poll(|one| filled.push(one));
     for one in filled {
         site.filled(one.entry, one.slices);
     }
-    let idle = site.filler.is_idle();
+    site.names.take_notices();
+    let idle = site.filler.is_idle() && site.names.is_idle();
     if idle {
-        site.filler.attended = false;
+        site.attended = false;
     }
     !idle
 }

@@ -50,6 +50,8 @@ counters! {
         cache_fills,
         /// Files that could not be brought into the cache.
         cache_fills_failed,
+        /// Requests that waited for a helper to look their name up.
+        lookups_waited,
         /// Transfers that failed on the disk.
         disk_errors,
     }

@@ -52,6 +52,39 @@ fn files_of_all_sizes_arrive_whole() {
 }
 
 #[test]
+fn a_name_that_is_in_no_cache_is_left_to_a_helper() {
+    let config = ServerConfig { lookup_threads: 1, ..server_config() };
+    let mut world = World::new(site(), config);
+    // The kernel has just made these.
+    assert_eq!(world.get("/six.bin", "").body, pattern(6 << 10));
+    assert_eq!(world.server.stats().lookups_waited, 0);
+    // Nobody has ever asked for this one; it is looked for once, and the kernel remembers.
+    for _ in 0..3 {
+        assert_eq!(world.get("/never/was/here", "").status, 404);
+        world.pass(Duration::from_secs(2));
+    }
+    let waited = world.server.stats().lookups_waited;
+    assert!((1..=3).contains(&waited), "{waited}");
+    // A request that waits holds up no other, and one that is given up leaves nothing behind.
+    world.run(|stack| {
+        Box::pin(async move {
+            for number in 0..20 {
+                let stream = stack.connect(SERVER).await.unwrap();
+                let request = format!("GET /nobody/{number} HTTP/1.1\r\nHost: h\r\n\r\n");
+                stream.write_all(request.as_bytes()).await.unwrap();
+                if number % 2 == 0 {
+                    stream.abort();
+                }
+            }
+        })
+    });
+    assert_eq!(world.get("/one", "").body, b"1");
+    let server = world.server.clone();
+    world.run_until(|| server.connections() == 0);
+    assert!(server.stats().lookups_waited > waited);
+}
+
+#[test]
 fn the_head_says_what_comes() {
     let mut world = world();
     let response = world.get("/docs/", "");
@@ -250,6 +283,26 @@ fn a_full_cache_still_serves() {
     }
     let free = world.shard.stack().arena_stats().blocks;
     assert!(free.0 - free.1 <= 8, "content is bounded: {free:?}");
+}
+
+#[test]
+fn what_transfers_brought_in_is_kept_once() {
+    let folder = Folder::new();
+    folder.put("document", pattern(40_000));
+    let mut world = World::with_blocks(folder, server_config(), 16);
+    let used = |world: &World| {
+        let (all, free) = world.shard.stack().arena_stats().blocks;
+        all - free
+    };
+    assert!(world.get("/document", "").body == pattern(40_000));
+    assert_eq!((used(&world), world.shard.stack().disk_stats().reads), (3, 3));
+    // The second time it is worth keeping as a whole: the same blocks, without another read.
+    for _ in 0..3 {
+        assert!(world.get("/document", "").body == pattern(40_000));
+    }
+    let stats = world.server.stats();
+    assert_eq!((stats.cache_fills, stats.cache_hits), (1, 3));
+    assert_eq!((used(&world), world.shard.stack().disk_stats().reads), (3, 3));
 }
 
 #[test]

@@ -6,7 +6,10 @@
 
 #![forbid(unsafe_code)]
 
+pub mod handover;
 pub mod mem;
+
+use std::os::fd::BorrowedFd;
 
 use arrayvec::ArrayVec;
 use millstream_buf::IoBuf;
@@ -203,6 +206,19 @@ pub trait Link {
         None
     }
 
+    /// A descriptor that becomes readable when frames come, as long as the device is asked for that
+    /// ([`Self::arm_rx`]). `None`: the device cannot signal.
+    fn rx_event(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// Asks the device to signal at [`Self::rx_event`] the next frame that comes. It need not signal
+    /// those that are there already: poll once more before sleeping.
+    fn arm_rx(&mut self) {}
+
+    /// Takes that back, and the signal if there was one.
+    fn disarm_rx(&mut self) {}
+
     /// Counters since start.
     fn stats(&self) -> LinkStats;
 }
@@ -239,6 +255,15 @@ impl<L: Link + ?Sized> Link for Box<L> {
     }
     fn rx_buffers(&self) -> Option<(usize, usize)> {
         (**self).rx_buffers()
+    }
+    fn rx_event(&self) -> Option<BorrowedFd<'_>> {
+        (**self).rx_event()
+    }
+    fn arm_rx(&mut self) {
+        (**self).arm_rx()
+    }
+    fn disarm_rx(&mut self) {
+        (**self).disarm_rx()
     }
     fn stats(&self) -> LinkStats {
         (**self).stats()

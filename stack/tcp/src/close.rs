@@ -153,13 +153,13 @@ impl Tcb {
             return Events::REFUSED | Events::CLOSED;
         }
         env.stats.icmp_soft += 1;
-        self.facts.insert(Facts::SOFT_ERROR);
+        self.marks.insert(Marks::SOFT_ERROR);
         Events::empty()
     }
 
     /// Whether an ICMP error was noted since data was last acknowledged: a hint for whoever is told
     /// that the connection timed out.
     pub fn had_soft_error(&self) -> bool {
-        self.facts.contains(Facts::SOFT_ERROR)
+        self.marks.contains(Marks::SOFT_ERROR)
     }
 }

@@ -32,16 +32,20 @@ pub enum Ecn {
     Request,
 }
 
-/// When segments are clocked out at a rate.
+/// What clocks segments out: acknowledgements, or a rate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Pacing {
-    /// For congestion controllers that need it.
+pub enum Clocking {
+    /// A rate for congestion controllers that need it, and for what has a
+    /// [`PacingRate`](crate::PacingRate).
     #[default]
     Auto,
-    /// Always.
-    On,
-    /// Never.
-    Off,
+    /// Always a rate. A connection over a path whose rate is known begins with it, without slow
+    /// start: see [`Tcb::set_pacing_rate`](crate::Tcb::set_pacing_rate) and
+    /// [`Tcb::start_at_remembered_rate`](crate::Tcb::start_at_remembered_rate).
+    Rate,
+    /// Acknowledgements: segments leave as the windows allow, unless there is a
+    /// [`PacingRate`](crate::PacingRate).
+    Ack,
 }
 
 /// What holds for every connection of a stack.
@@ -114,15 +118,17 @@ pub struct Config {
     pub slow_start_after_idle: bool,
     /// Segments that a burst has at least, however slow the path: see `push.rs`.
     pub burst_segments_min: u8,
-    /// Whether slow start grows by all that an ACK acknowledges, as in Linux; otherwise by eight
-    /// segments at most (RFC 9406 section 4.2, L), which spares the path bursts after an ACK for many.
-    pub slow_start_unbounded: bool,
+    /// Segments by which one ACK grows the window in slow start at most, which spares the path bursts
+    /// after an ACK for many: 8 by RFC 9406 section 4.2 (L), 2 by RFC 3465, 1 by RFC 5681.
+    /// [`u8::MAX`]: all that it acknowledges, as in Linux, and as with [`Clocking::Rate`], where
+    /// there are no bursts.
+    pub slow_start_segments: u8,
     /// Initial congestion window in segments (RFC 6928: 10).
     pub initial_window_segments: u8,
     /// Explicit congestion notification. DCTCP asks for it whatever is set here.
     pub ecn: Ecn,
-    /// Rate-based clocking.
-    pub pacing: Pacing,
+    /// What clocks segments out.
+    pub clocking: Clocking,
     /// Congestion controller.
     pub congestion: Algorithm,
     /// Whether small segments wait for an outstanding acknowledgement (RFC 9293 section 3.7.4).
@@ -162,10 +168,10 @@ impl Default for Config {
             probe_ack_delay_us: 42_000,
             slow_start_after_idle: true,
             burst_segments_min: 2,
-            slow_start_unbounded: false,
+            slow_start_segments: 8,
             initial_window_segments: 10,
             ecn: Ecn::default(),
-            pacing: Pacing::default(),
+            clocking: Clocking::default(),
             congestion: Algorithm::default(),
             nagle: true,
             keepalive: None,
@@ -178,9 +184,9 @@ impl Default for Config {
 const UNITS_MIN: u32 = 8;
 
 impl Config {
-    /// Whether slow start grows without a bound for bursts: what is clocked out makes none.
-    pub(crate) fn slow_start_is_unbounded(&self) -> bool {
-        self.slow_start_unbounded || self.pacing == Pacing::On
+    /// Segments by which one ACK grows the window in slow start.
+    pub(crate) fn growth_segments(&self) -> u8 {
+        if self.clocking == Clocking::Rate { u8::MAX } else { self.slow_start_segments.max(1) }
     }
 
     /// Least shift with which a window field can announce the whole receive buffer (RFC 7323

@@ -12,8 +12,8 @@
 //! backwards. A cookie is good in its period and in the next: for one to two minutes.
 //!
 //! What else a SYN agrees on fits into the six low bits of the timestamp that goes with the answer
-//! and comes back with the ACK, as Linux does it: four for the window scale, one for SACK. A peer
-//! without timestamps has a connection without either.
+//! and comes back with the ACK, as Linux does it: four for the window scale, one for SACK, one for ECN.
+//! A peer without timestamps has a connection without any of them.
 
 use std::hash::Hasher;
 use std::net::SocketAddr;
@@ -24,18 +24,21 @@ use millstream_wire::tcp::{Flags, Header, MAX_WINDOW_SCALE, Options, SeqNumber, 
 use siphasher::sip::SipHasher24;
 
 use crate::congestion::{Controller, initial_window};
+use crate::ecn::{asks_for_ecn, may_use_ecn};
 use crate::rtt::RttEstimator;
 use crate::segment::Segment;
 use crate::state::{Events, State};
-use crate::tcb::{Env, Facts, MSS_MIN, Tcb};
+use crate::tcb::{Env, Facts, MSS_DEFAULT, MSS_MIN, Tcb};
 
 /// What a period lasts.
 const PERIOD_MICROS: u64 = 64_000_000;
 /// Periods that can be told apart.
 const PERIODS: u64 = 32;
 /// The values of MSS that a cookie can carry; the greatest that is not above the peer's counts. Those
-/// of links and tunnels as they are common, with IPv4 and with IPv6.
-const MSS_TABLE: [u16; 8] = [MSS_MIN, 536, 1220, 1360, 1400, 1440, 1460, 8940];
+/// of links and tunnels as they are common: as with Linux, none with IPv4 is above Ethernet's.
+const MSS_TABLE_V4: [u16; 8] = [MSS_MIN, 536, 1220, 1300, 1360, 1400, 1440, 1460];
+/// With IPv6, whose least MTU is 1280.
+const MSS_TABLE_V6: [u16; 8] = [MSS_MIN, 536, 1220, 1360, 1400, 1420, 1440, 8940];
 const MAC_MASK: u32 = 0x00ff_ffff;
 
 /// The bits of a timestamp that carry options.
@@ -44,6 +47,7 @@ const OPTION_MASK: u32 = (1 << OPTION_BITS) - 1;
 /// No window scaling.
 const NO_SCALE: u32 = 0xf;
 const SACK_BIT: u32 = 1 << 4;
+const ECN_BIT: u32 = 1 << 5;
 
 /// Makes cookies and knows them again.
 #[derive(Clone)]
@@ -79,15 +83,21 @@ impl SynCookies {
         self.advance(env.now);
         self.last_sent = Some(env.now);
         let options = syn.syn_options();
-        let mss = options.mss.map_or(MSS_TABLE[1], |mss| mss.min(mss_limit));
-        let index = MSS_TABLE.iter().rposition(|&entry| entry <= mss).unwrap_or(0) as u32;
+        let table = mss_table(names);
+        let mss = options.mss.map_or(MSS_DEFAULT, |mss| mss.min(mss_limit));
+        let index = table.iter().rposition(|&entry| entry <= mss).unwrap_or(0) as u32;
         let mac = mac(&self.current, names, syn.seq, index);
         let cookie = ((self.period % PERIODS) as u32) << 27 | index << 24 | mac;
         let stamped = options.timestamp.is_some() && env.config.timestamps;
         // What cannot be remembered must not be agreed on.
         let scale = options.window_scale.filter(|_| stamped && env.config.window_scaling);
         let sack = options.sack_permitted && stamped && env.config.sack;
-        let bits = scale.map_or(NO_SCALE, u32::from) | if sack { SACK_BIT } else { 0 };
+        let ecn = stamped
+            && asks_for_ecn(syn)
+            && may_use_ecn(env.config, env.config.congestion.uses_ecn());
+        let bits = scale.map_or(NO_SCALE, u32::from)
+            | if sack { SACK_BIT } else { 0 }
+            | if ecn { ECN_BIT } else { 0 };
         let ticks = env.now_ticks();
         // A timestamp must not be of the future, or the next one would lie before it.
         let mut stamp = (ticks & !OPTION_MASK) | bits;
@@ -102,7 +112,7 @@ impl SynCookies {
         *out = Segment {
             seq: SeqNumber(cookie),
             ack: syn.seq + 1,
-            flags: Flags::SYN | Flags::ACK,
+            flags: Flags::SYN | Flags::ACK | if ecn { Flags::ECE } else { Flags::empty() },
             window: crate::stream::first_window(env.config, mss_limit) as u16,
             options: Options::syn(
                 mss_limit,
@@ -150,7 +160,7 @@ impl SynCookies {
             return None;
         }
         let mut tcb = Tcb::new(env, State::SynReceived, cookie, ts_offset, mss_limit);
-        tcb.take_cookie(env, header, MSS_TABLE[index as usize]);
+        tcb.take_cookie(env, header, mss_table(names)[index as usize]);
         env.stats.passive_opens += 1;
         let events = tcb.input(env, header, payload);
         if !events.contains(Events::ESTABLISHED) {
@@ -200,6 +210,7 @@ impl Tcb {
         self.facts.set(Facts::WINDOW_SCALE, scaled);
         self.facts.set(Facts::SACK, sack);
         self.facts.remove(Facts::TX_SYN);
+        self.resume_ecn(env, timestamp.is_some() && bits & ECN_BIT != 0);
         self.ts_recent = timestamp.map_or(0, |timestamp| timestamp.value);
         self.snd_scale = if scaled { (scale as u8).min(MAX_WINDOW_SCALE) } else { 0 };
         if !scaled {
@@ -215,6 +226,10 @@ impl Tcb {
         self.snd_max = self.snd_nxt;
         self.snd_wl1 = ack.seq;
     }
+}
+
+fn mss_table(names: (SocketAddr, SocketAddr)) -> &'static [u16; 8] {
+    if names.0.is_ipv4() { &MSS_TABLE_V4 } else { &MSS_TABLE_V6 }
 }
 
 /// The key of the chain for the period after `period`, and the key of cookies in it.

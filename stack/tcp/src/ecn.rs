@@ -3,7 +3,7 @@
 use millstream_timer::Instant;
 use millstream_wire::tcp::{Flags, Header};
 
-use crate::config::Ecn;
+use crate::config::{Config, Ecn};
 use crate::congestion::{Controller, EcnUse};
 use crate::segment::Segment;
 use crate::state::State;
@@ -14,6 +14,20 @@ pub const ECT_0: u8 = 0b10;
 
 /// The codepoint of what was marked: CE.
 pub const CE: u8 = 0b11;
+
+/// Whether ECN is used if the peer asks for it.
+pub(crate) fn may_use_ecn(config: &Config, how: EcnUse) -> bool {
+    match how {
+        EcnUse::None => false,
+        EcnUse::Classic => config.ecn != Ecn::Off,
+        EcnUse::Dctcp => true,
+    }
+}
+
+/// Whether a SYN asks for ECN (RFC 3168 section 6.1.1).
+pub(crate) fn asks_for_ecn(syn: &Header<'_>) -> bool {
+    syn.flags.contains(Flags::ECE | Flags::CWR)
+}
 
 impl Tcb {
     /// To be called before [`Tcb::input`] with a segment whose IP header says that it met
@@ -45,13 +59,14 @@ impl Tcb {
 
     /// Takes up what the peer's SYN asks for.
     pub(crate) fn accept_ecn(&mut self, env: &Env<'_>, syn: &Header<'_>) {
-        let accepts = match self.congestion.uses_ecn() {
-            EcnUse::None => false,
-            EcnUse::Classic => env.config.ecn != Ecn::Off,
-            EcnUse::Dctcp => true,
-        };
-        let asked = syn.flags.contains(Flags::ECE | Flags::CWR);
-        self.marks.set(Marks::ECN_SYN, accepts && asked);
+        let accepts = may_use_ecn(env.config, self.congestion.uses_ecn());
+        self.marks.set(Marks::ECN_SYN, accepts && asks_for_ecn(syn));
+    }
+
+    /// A cookie says that the peer had asked for it, and was told yes.
+    pub(crate) fn resume_ecn(&mut self, env: &Env<'_>, agreed: bool) {
+        let accepts = may_use_ecn(env.config, self.congestion.uses_ecn());
+        self.marks.set(Marks::ECN_SYN, accepts && agreed);
     }
 
     /// What the answer to this side's SYN says.
@@ -63,10 +78,14 @@ impl Tcb {
 
     /// The handshake is done.
     pub(crate) fn begin_ecn(&mut self) {
-        let uses = self.marks.contains(Marks::ECN_SYN);
-        self.facts.set(Facts::ECN, uses);
-        let dctcp = uses && self.congestion.uses_ecn() == EcnUse::Dctcp;
-        self.marks.set(Marks::DCTCP, dctcp);
+        self.facts.set(Facts::ECN, self.marks.contains(Marks::ECN_SYN));
+        self.settle_dctcp();
+    }
+
+    /// Marks are echoed as the controller wants them.
+    pub(crate) fn settle_dctcp(&mut self) {
+        let ecn = self.facts.contains(Facts::ECN);
+        self.marks.set(Marks::DCTCP, ecn && self.congestion.uses_ecn() == EcnUse::Dctcp);
     }
 
     /// The bits of a SYN. One that is sent again does without: there may be something on the path

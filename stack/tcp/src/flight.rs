@@ -1,4 +1,5 @@
-//! Data in flight: a record for each segment, and for each connection that has any a [`Flight`].
+//! Data in flight: a record for each segment, or run of segments that were sent at once, and for each
+//! connection that has any a [`Flight`].
 //!
 //! Both come from arrays that the connections of a shard share, inside of their
 //! [`SliceSlab`](crate::SliceSlab), so that an idle connection owns none. A connection whose flight
@@ -9,6 +10,7 @@
 use arrayvec::ArrayVec;
 use millstream_wire::tcp::SeqNumber;
 
+use crate::mtu::Trial;
 use crate::rate::RateState;
 use crate::recovery::{Probe, Prr, Rack, Undo};
 use crate::slab::NIL;
@@ -16,7 +18,7 @@ use crate::slab::NIL;
 bitflags::bitflags! {
     /// What became of a segment.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-    pub(crate) struct Fate: u8 {
+    pub(crate) struct Fate: u16 {
         /// The peer has it (RFC 2018).
         const SACKED = 1;
         /// It is taken for lost.
@@ -31,6 +33,12 @@ bitflags::bitflags! {
         const APP_LIMITED = 1 << 5;
         /// It stands in the order of sending.
         const TIMED = 1 << 6;
+        /// It stands for segments that were sent at different times: `sent_us` is that of the last.
+        const MERGED = 1 << 7;
+        /// It was a part of such a one, and when it was sent is not known.
+        const VAGUE = 1 << 8;
+        /// It is the rest of a run that is sent again at one go, whose last segment gets PSH.
+        const RUN_END = 1 << 9;
     }
 }
 
@@ -65,6 +73,13 @@ impl Record {
         self.end.bytes_since(self.start)
     }
 
+    /// Its part below `end`, which is inside of it.
+    pub(crate) fn until(mut self, end: SeqNumber) -> Self {
+        self.end = end;
+        self.fate.set(Fate::VAGUE, self.is(Fate::MERGED));
+        self
+    }
+
     /// Where it stands in the order of sending, for [`sent_after`](crate::rate::sent_after).
     #[inline]
     pub(crate) fn place(&self) -> (u32, u32) {
@@ -83,14 +98,17 @@ impl Record {
     }
 }
 
-/// Records of one flight, up to which each new segment gets its own.
-const FINE_RECORDS: u32 = 768;
+/// Records of one flight, up to which whatever is sent at a time gets its own: segments enough for
+/// 100 ms at half a gigabit a second even if each is sent alone.
+pub(crate) const FINE_RECORDS: u32 = 4_096;
 
 /// Beyond so many records, new ones stand for more segments at a time.
 const MERGED_SEGMENTS: [(u32, u16); 2] = [(FINE_RECORDS + 128, 16), (FINE_RECORDS + 256, 256)];
 
 /// Most records of one flight: what is cut for losses and selective acknowledgements comes on top.
-pub(crate) const RECORDS_MAX: u32 = 2_048;
+/// Where every other segment of such a flight is lost, as when slow start overshoots, that is a record
+/// for each.
+pub(crate) const RECORDS_MAX: u32 = 16_384;
 
 /// Most selective blocks in an ACK.
 pub(crate) const BLOCKS_MAX: usize = 4;
@@ -190,6 +208,7 @@ pub(crate) struct Flight {
     pub(crate) probe: Probe,
     pub(crate) undo: Undo,
     pub(crate) rate: RateState,
+    pub(crate) trial: Trial,
 }
 
 impl Flight {
@@ -219,6 +238,7 @@ impl Flight {
             probe: Probe::default(),
             undo: Undo::default(),
             rate: RateState::default(),
+            trial: Trial::default(),
         }
     }
 
@@ -245,17 +265,18 @@ impl Flight {
         self.tail
     }
 
-    /// Adds the numbers from `start` up to `end`, sent now for the first time.
+    /// Adds the numbers from `start` up to `end`, sent now for the first time in so many segments.
     #[inline]
     pub(crate) fn push(
         &mut self,
         records: &mut Records,
         (start, end): (SeqNumber, SeqNumber),
+        segments: u16,
         now_us: u32,
         tx_flight: u32,
     ) {
         if self.count >= FINE_RECORDS && self.merges_next(records) {
-            return self.merge_into_tail(records, end, now_us);
+            return self.merge_into_tail(records, end, segments, now_us);
         }
         let rate = &self.rate;
         let app_limited = rate.app_limited_until != 0;
@@ -273,7 +294,7 @@ impl Flight {
             first_sent_us: rate.first_sent_us,
             lost: rate.lost,
             tx_flight,
-            segments: 1,
+            segments,
             fate: if app_limited { Fate::APP_LIMITED } else { Fate::empty() },
         };
         match records.insert(record) {
@@ -286,7 +307,7 @@ impl Flight {
                 self.count += 1;
                 self.append_timed(records, index);
             }
-            None => self.merge_into_tail(records, end, now_us),
+            None => self.merge_into_tail(records, end, segments, now_us),
         }
     }
 
@@ -302,13 +323,16 @@ impl Flight {
     /// For want of a record the last one stands for more. If there is none at all, the numbers are
     /// not recorded, and the flight is to be closed.
     #[cold]
-    fn merge_into_tail(&mut self, records: &mut Records, end: SeqNumber, now_us: u32) {
+    fn merge_into_tail(&mut self, records: &mut Records, end: SeqNumber, more: u16, now_us: u32) {
         let tail = self.tail;
         let Some(record) = records.get_mut(tail) else { return };
         let added = end.bytes_since(record.end);
         record.end = end;
-        record.segments = record.segments.saturating_add(1);
-        record.sent_us = now_us;
+        record.segments = record.segments.saturating_add(more);
+        if record.sent_us != now_us {
+            record.sent_us = now_us;
+            record.fate.insert(Fate::MERGED);
+        }
         // The sums follow the record, whatever it was.
         let fate = record.fate;
         if fate.contains(Fate::RESENT) {
@@ -320,7 +344,7 @@ impl Flight {
             record.fate.remove(Fate::SACKED);
             let (len, segments) = (record.len(), u32::from(record.segments));
             self.sacked_bytes -= (len - added).min(self.sacked_bytes);
-            self.sacked_segments -= (segments - 1).min(self.sacked_segments);
+            self.sacked_segments -= (segments - u32::from(more)).min(self.sacked_segments);
         } else {
             if fate.contains(Fate::LOST) {
                 self.lost_bytes += added;
@@ -411,15 +435,11 @@ impl Flight {
             return false;
         }
         // Segments of a record are of like size, but for the last.
-        let share = u64::from(at.bytes_since(record.start)) * u64::from(record.segments);
-        let below = share.div_ceil(u64::from(record.len())).max(1) as u16;
-        let upper = Record {
-            start: at,
-            prev: index,
-            earlier: index,
-            segments: record.segments.saturating_sub(below).max(1),
-            ..record
-        };
+        let share = u64::from(record.end.bytes_since(at)) * u64::from(record.segments);
+        let above = share.div_ceil(u64::from(record.len())) as u16;
+        let below = record.segments.saturating_sub(above).max(1);
+        let upper =
+            Record { start: at, prev: index, earlier: index, segments: above.max(1), ..record };
         let Some(new) = records.insert(upper) else { return false };
         self.count += 1;
         if record.is(Fate::SACKED) {
@@ -440,6 +460,8 @@ impl Flight {
             lower.end = at;
             lower.next = new;
             lower.segments = below;
+            lower.fate.set(Fate::VAGUE, record.is(Fate::MERGED));
+            lower.fate.remove(Fate::RUN_END);
             if record.is(Fate::TIMED) {
                 lower.later = new;
             }

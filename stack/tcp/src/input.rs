@@ -97,6 +97,33 @@ impl Tcb {
         events
     }
 
+    /// Whether a segment whose headers are those of one that was taken just now, but for its number,
+    /// can be given to [`Self::take_next`].
+    #[inline]
+    pub fn takes_next(&self, env: &Env<'_>, seq: SeqNumber, len: usize) -> bool {
+        self.state == State::Established
+            && seq == self.rcv_nxt
+            && !self.facts.intersects(Facts::SLOW)
+            && len <= self.rcv_adv.bytes_since(self.rcv_nxt) as usize
+            && self.has_slice_left(env)
+            && !env.slices.is_full()
+    }
+
+    /// The data of a segment that tells nothing else that is new. [`Tcb::wants_transmit`] says whether
+    /// there is something to send now.
+    #[inline]
+    pub fn take_next(&mut self, env: &mut Env<'_>, payload: IoBuf) {
+        let len = payload.len() as u32;
+        env.stats.segments_in += 1;
+        env.stats.fast_path += 1;
+        env.stats.bytes_in += u64::from(len);
+        self.receive_queue.push(env.slices, payload, self.rcv_nxt);
+        // RFC 9293 section 3.10.7.4, fifth check: of the window, this is the latest word.
+        self.snd_wl1 = self.rcv_nxt;
+        self.rcv_nxt += len;
+        self.schedule_ack(env, len);
+    }
+
     #[inline]
     fn has_slice_left(&self, env: &Env<'_>) -> bool {
         self.receive_queue.slices < self.recv_slices_max(env.config)
@@ -424,7 +451,7 @@ impl Tcb {
             if self.snd_nxt.lt(ack) {
                 self.snd_nxt = ack;
             }
-            self.facts.remove(Facts::SOFT_ERROR);
+            self.marks.remove(Marks::SOFT_ERROR);
             // An ACK lets go what waits for more, as in Linux.
             self.facts.remove(Facts::MORE);
             if self.is_orphan() {

@@ -154,6 +154,7 @@ impl Tcb {
         self.begin_ecn();
         self.begin_buffers(env);
         self.note_lone_timeout(env);
+        self.start_at_fixed_rate(env);
         self.facts.remove(Facts::TIMING | Facts::TX_SYN);
         self.retransmit_at = Instant::FAR_FUTURE;
         self.backoff = 0;

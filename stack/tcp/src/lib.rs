@@ -21,6 +21,7 @@
 //! | `flight` | what is known about each segment in flight |
 //! | `rate` | how fast the network delivers |
 //! | `pacing` | segments clocked out at a rate |
+//! | `start` | a start without slow start, where the rate is known |
 //! | `ecn` | RFC 3168, RFC 8257 |
 //! | `buffers` | buffers that grow |
 //! | `mtu` | segments no larger than the path carries: RFC 1191, RFC 8201, RFC 4821 |
@@ -48,6 +49,7 @@ mod flight;
 mod input;
 mod input_syn;
 mod isn;
+mod let_go;
 mod mtu;
 mod pacing;
 mod push;
@@ -58,6 +60,7 @@ mod rtt;
 mod segment;
 mod send_queue;
 mod slab;
+mod start;
 mod state;
 mod stats;
 mod stream;
@@ -68,7 +71,7 @@ mod times;
 mod transmit;
 
 pub use close::Unreachable;
-pub use config::{Config, Ecn, KeepAlive, Pacing};
+pub use config::{Clocking, Config, Ecn, KeepAlive};
 pub use congestion::{
     Ack, Algorithm, Bbr, Controller, Cubic, Dctcp, EcnUse, NewReno, RateSample, Signal,
     UnknownAlgorithm, Window,
@@ -76,9 +79,11 @@ pub use congestion::{
 pub use cookie::SynCookies;
 pub use ecn::{CE, ECT_0};
 pub use isn::IsnGenerator;
+pub use pacing::{PacingRate, PacingRateError};
 pub use recovery::CongestionState;
 pub use segment::{MAX_SLICES, Segment, reset_reply};
 pub use slab::SliceSlab;
+pub use start::KnownStart;
 pub use state::{ConnectionError, Events, State};
 pub use stats::TcpStats;
 pub use stream::SendError;

@@ -30,24 +30,37 @@ impl Tcb {
         self.burst_ends(config, sent, room)
     }
 
-    /// Whether a segment is the last of a burst of several: of as many as fit half of the window,
-    /// a millisecond at the rate of the path, and, where round trips are short, some more.
+    /// Whether a segment is the last of a burst of several.
     fn burst_ends(&mut self, config: &Config, sent: u32, room: u32) -> bool {
         let mss = u32::from(self.mss);
         self.burst_bytes += sent;
-        let next = self.burst_bytes + mss;
-        let srtt_us = self.rtt.srtt_us();
-        let more = BURST_BYTES_MAX.checked_shr(srtt_us >> 9).unwrap_or(0);
-        // Twice the window in a round trip is what slow start sends: in the 1,024th part of a second
-        // that is cwnd * 2e6 / 1024 / srtt.
-        let fits_rate = next <= u32::from(config.burst_segments_min) * mss
-            || next <= more
-            || u64::from(next - more) * u64::from(srtt_us) <= u64::from(self.window.cwnd) * 1953;
-        if fits_rate && next <= self.window.cwnd / 2 && room >= mss {
+        if room >= mss && self.burst_bytes + mss <= self.burst_max(config) {
             return false;
         }
         let several = self.burst_bytes > mss;
         self.burst_bytes = 0;
         several
+    }
+
+    /// Bytes of a burst: what fits half of the window and goes out in a millisecond at the rate of
+    /// the path, and some more where round trips are short.
+    fn burst_max(&self, config: &Config) -> u32 {
+        let half = self.window.cwnd / 2;
+        let srtt_us = self.rtt.srtt_us();
+        let more = BURST_BYTES_MAX.checked_shr(srtt_us >> 9).unwrap_or(0);
+        if half <= more {
+            return half;
+        }
+        // Twice the window in a round trip is what slow start sends: in the 1,024th part of a second
+        // that is cwnd * 2e6 / 1024 / srtt.
+        let rate = u64::from(self.window.cwnd) * 1953;
+        let rate = rate.checked_div(u64::from(srtt_us)).unwrap_or(u64::MAX);
+        let least = u32::from(config.burst_segments_min) * u32::from(self.mss);
+        half.min(least.max(more.saturating_add(rate.min(u64::from(u32::MAX)) as u32)))
+    }
+
+    /// Bytes that are left of the burst.
+    pub(crate) fn burst_left(&self, config: &Config) -> u32 {
+        self.burst_max(config).saturating_sub(self.burst_bytes)
     }
 }

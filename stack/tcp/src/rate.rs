@@ -117,6 +117,7 @@ mod tests {
             flight.push(
                 records,
                 (SeqNumber(at * 1000), SeqNumber(at * 1000 + 1000)),
+                1,
                 100_000 + at * 1_000,
                 (at + 1) * 1000,
             );

@@ -21,9 +21,12 @@ pub struct Segment {
     pub window: u16,
     /// The ECN codepoint of the IP header (RFC 3168 section 5): 0, or [`ECT_0`](crate::ECT_0).
     pub ecn: u8,
-    /// Bytes of payload in each segment that the NIC is to cut this one into; 0: it is sent as it
-    /// is.
+    /// Bytes of payload in each of the segments that this one is to be cut into, by the NIC or by
+    /// the caller; 0: it is sent as it is. The last one may be shorter, and PSH is its alone.
     pub gso_bytes: u16,
+    /// How many segments the caller lets be filled in at once, for it to cut: what one segment
+    /// costs is then paid for a run of them. Not changed; 0 is taken for one.
+    pub segments_max: u16,
     /// The options.
     pub options: Options,
     /// The payload.

@@ -11,7 +11,7 @@ pub(crate) const NIL: u32 = u32::MAX;
 /// A slice in a queue.
 #[derive(Debug)]
 pub(crate) struct Node {
-    /// `None` while the node is free.
+    /// `None` while the node is free, or [`VOID`].
     pub(crate) buf: Option<IoBuf>,
     /// Number of the slice's first byte.
     pub(crate) seq: SeqNumber,
@@ -23,17 +23,24 @@ pub(crate) struct Node {
     pub(crate) range_tail: u32,
     pub(crate) range_next: u32,
     pub(crate) range_nodes: u32,
-    /// In a send queue: [`SEALED`], or 0.
+    /// In a send queue: [`SEALED`], [`VOID`], [`KEPT`], or 0.
     pub(crate) range_stamp: u32,
 }
 
 /// The slice ends a record: nothing behind it shares a segment with it.
 pub(crate) const SEALED: u32 = u32::MAX;
 
+/// In a send queue: the bytes were sent and let go of. `range_nodes` says how many they are, and
+/// `range_next` is not [`NIL`] if those from `range_end` on are wanted again.
+pub(crate) const VOID: u32 = u32::MAX - 1;
+
+/// In a send queue: the slice was let go of once and stays until it is acknowledged.
+pub(crate) const KEPT: u32 = u32::MAX - 2;
+
 impl Node {
     #[inline]
     pub(crate) fn len(&self) -> u32 {
-        self.buf.as_ref().map_or(0, |buf| buf.len() as u32)
+        self.buf.as_ref().map_or(self.range_nodes, |buf| buf.len() as u32)
     }
 }
 
@@ -150,7 +157,7 @@ impl SliceSlab {
     pub(crate) fn remove(&mut self, index: u32) -> (Option<IoBuf>, u32) {
         let Some(node) = self.nodes.get_mut(index as usize) else { return (None, NIL) };
         let (buf, next) = (node.buf.take(), node.next);
-        debug_assert!(buf.is_some(), "a free node was freed");
+        debug_assert!(buf.is_some() || node.range_stamp == VOID, "a free node was freed");
         node.next = self.free;
         self.free = index;
         self.used -= 1;

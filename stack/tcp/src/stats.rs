@@ -68,6 +68,16 @@ pub struct TcpStats {
     pub path_limits: u64,
     /// Those of them that no router told.
     pub black_holes: u64,
+    /// Starts without slow start at a rate that was known, and those of them that were too fast.
+    pub known_starts: u64,
+    pub known_starts_failed: u64,
+    /// How late paced segments could leave, since the loop was elsewhere at their moment: below a
+    /// microsecond, below 2, below 4, and so on; the last counts all that is later.
+    pub pacing_late: [u64; 16],
+    /// Larger segments that were tried, that passed, and that were lost.
+    pub larger_tried: u64,
+    pub larger_passed: u64,
+    pub larger_lost: u64,
     /// ICMP errors that were believed, and those that were only noted.
     pub icmp_hard: u64,
     pub icmp_soft: u64,

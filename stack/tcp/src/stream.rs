@@ -1,7 +1,7 @@
 //! The application's bytes, in and out.
 
 use millstream_buf::IoBuf;
-use millstream_wire::tcp::SeqNumber;
+use millstream_wire::tcp::{Header, SeqNumber};
 
 use crate::slab::SliceSlab;
 use crate::tcb::{Env, Facts, Marks, Tcb};
@@ -101,6 +101,19 @@ impl Tcb {
         Some(buf)
     }
 
+    /// Takes what has arrived in order without a copy, `most` slices of it; returns the number of
+    /// bytes.
+    pub fn recv_all(&mut self, env: &mut Env<'_>, out: &mut Vec<IoBuf>, most: usize) -> usize {
+        let before = self.receive_queue.bytes;
+        let queue = &mut self.receive_queue;
+        out.extend(std::iter::from_fn(|| queue.pop(env.slices)).take(most));
+        let count = before - self.receive_queue.bytes;
+        if count > 0 {
+            self.window_may_open(env);
+        }
+        count as usize
+    }
+
     /// Copies out what has arrived in order; returns the number of bytes.
     #[inline]
     pub fn recv_into(&mut self, env: &mut Env<'_>, out: &mut [u8]) -> usize {
@@ -170,6 +183,13 @@ impl Tcb {
     #[inline]
     pub(crate) fn window_step(&self) -> u32 {
         u32::from(self.mss_limit).min(self.recv_buf_bytes / 2)
+    }
+
+    /// Whether a segment is the one that data which came ahead of order waits for, and the application
+    /// has read all before.
+    #[cold]
+    pub fn fills_gap(&self, header: &Header<'_>) -> bool {
+        header.seq == self.rcv_nxt && !self.reassembly.is_empty() && self.receive_queue.bytes == 0
     }
 
     /// The next number that is expected of the peer.

@@ -5,6 +5,7 @@ use millstream_wire::tcp::SeqNumber;
 
 use crate::config::Config;
 use crate::congestion::{Algorithm, Congestion, Controller, Window};
+use crate::pacing::Pacer;
 use crate::receive_queue::{Reassembly, ReceiveQueue};
 use crate::recovery::{CongestionState, DUPLICATE_THRESHOLD, count_segments};
 use crate::rtt::RttEstimator;
@@ -89,8 +90,8 @@ bitflags::bitflags! {
         const OUT_OF_ORDER = 1 << 16;
         /// `dsack` is to be reported.
         const DSACK = 1 << 17;
-        /// An ICMP error was noted.
-        const SOFT_ERROR = 1 << 18;
+        /// To be sent: a segment larger than those that are known to pass.
+        const TX_LARGER = 1 << 18;
         /// The application was told that the record is done.
         const TOLD_CLOSED = 1 << 19;
         /// Selective acknowledgements are in use.
@@ -131,7 +132,8 @@ bitflags::bitflags! {
             | Self::WINDOW_LIMITED.bits();
         /// All that is sent other than new data and ACKs.
         const TX_SPECIAL = Self::TX_SYN.bits() | Self::TX_AGAIN.bits() | Self::TX_RESET.bits()
-            | Self::TX_REPLY.bits() | Self::TX_PROBE.bits() | Self::TX_KEEPALIVE.bits();
+            | Self::TX_REPLY.bits() | Self::TX_PROBE.bits() | Self::TX_KEEPALIVE.bits()
+            | Self::TX_LARGER.bits();
         const TX_ANY = Self::TX_ACK.bits() | Self::TX_SPECIAL.bits();
     }
 }
@@ -150,7 +152,7 @@ bitflags::bitflags! {
         const PATIENT = 1 << 3;
         /// New data goes before what is lost (RFC 5682 section 2.1, step 2).
         const NEW_FIRST = 1 << 4;
-        /// What is to be sent waits for `pace_at`.
+        /// What is to be sent waits for its moment: see `pacing.rs`.
         const PACE_WAIT = 1 << 5;
         /// What was queued last was said to go on: it does not end with PSH.
         const CONTINUED = 1 << 6;
@@ -166,8 +168,15 @@ bitflags::bitflags! {
         const CE_STATE = 1 << 11;
         /// The segment at `reply_seq` that is to be sent is an ACK, not a reset.
         const REPLY_IS_ACK = 1 << 12;
-        /// This side opened.
+        /// This side opened; counts until the handshake is done.
         const ACTIVE = 1 << 13;
+        /// Some of what was sent may have been let go of. The bit is that of `ACTIVE`, which counts no
+        /// more by then: at worst somebody looks in vain.
+        const VOIDS = Self::ACTIVE.bits();
+        /// The link takes nothing of what waits, and nothing is in flight.
+        const LINK_WAIT = 1 << 14;
+        /// An ICMP error was noted.
+        const SOFT_ERROR = 1 << 15;
     }
 }
 
@@ -283,8 +292,8 @@ pub struct Tcb {
     pub(crate) min_rtt_us: u32,
     /// How fast the network delivers, in KiB a second.
     pub(crate) delivery_kib_per_s: u32,
-    /// When the next segment may leave, if `Facts::PACED`.
-    pub(crate) pace_at: Instant,
+    /// There if `Facts::PACED`.
+    pub(crate) pacer: Option<Box<Pacer>>,
     /// The user time-out in milliseconds; 0: as configured.
     pub(crate) user_timeout_ms: u32,
     /// The receive buffer in bytes, and what the application read when: see `buffers.rs`.
@@ -366,7 +375,7 @@ pub struct TcpInfo {
     pub rcv_mss_bytes: u16,
     /// The link's limit on segments, payload and options, as it was told to the peer.
     pub mss_limit_bytes: u16,
-    /// Questions about a closed window without an answer.
+    /// Questions about a closed window without an answer, or attempts on a link that takes nothing.
     pub probes: u8,
     /// Stream bytes received in order, modulo 2^32.
     pub bytes_received: u32,
@@ -438,7 +447,7 @@ impl Tcb {
             backoff: 0,
             retries: 0,
             keepalive_probes: 0,
-            congestion: Congestion::new(config.congestion, config.slow_start_is_unbounded()),
+            congestion: Congestion::new(config.congestion, config.growth_segments()),
             idle_at: Instant::FAR_FUTURE,
             reassembly: Reassembly::EMPTY,
             rcv_isn: SeqNumber(0),
@@ -456,7 +465,7 @@ impl Tcb {
             min_rtt_us: 0,
             min_rtt_epoch: (ticks >> 12) as u16,
             delivery_kib_per_s: 0,
-            pace_at: Instant::ZERO,
+            pacer: None,
             user_timeout_ms: 0,
             recv_buf_bytes: config.recv_buffer_bytes.min(1 << 30),
             tune_seq: SeqNumber(0),
@@ -492,7 +501,7 @@ impl Tcb {
     #[inline]
     pub fn deadline(&self) -> Instant {
         let at = self.retransmit_at.min(self.ack_at).min(self.idle_at);
-        if self.marks.contains(Marks::PACE_WAIT) { at.min(self.pace_at) } else { at }
+        if self.marks.contains(Marks::PACE_WAIT) { at.min(self.pace_at()) } else { at }
     }
 
     /// Whether [`Tcb::transmit`] has something to send now.
@@ -501,6 +510,12 @@ impl Tcb {
         self.facts.intersects(Facts::TX_ANY)
             || self.can_resend()
             || (self.snd_nxt != self.snd_limit() && self.sendable() != 0)
+    }
+
+    /// Most bytes of payload in a segment that is sent.
+    #[inline]
+    pub fn mss(&self) -> u16 {
+        self.mss
     }
 
     /// Whether an ACK is due now.
@@ -649,7 +664,12 @@ impl Tcb {
             recv_buffer_bytes: self.recv_buf_bytes,
             rcv_mss_bytes: self.rcv_mss,
             mss_limit_bytes: self.mss_limit,
-            probes: if self.facts.contains(Facts::PERSIST) { self.retries } else { 0 },
+            probes: if self.facts.contains(Facts::PERSIST) || self.marks.contains(Marks::LINK_WAIT)
+            {
+                self.retries
+            } else {
+                0
+            },
             bytes_received: self.bytes_received(),
             timestamps: self.facts.contains(Facts::TIMESTAMPS),
             sack: self.facts.contains(Facts::SACK),
@@ -705,11 +725,12 @@ impl Tcb {
     /// given to another. Allocates.
     pub fn set_congestion(&mut self, env: &mut Env<'_>, algorithm: Algorithm) {
         if self.acked_total == 0 && self.congestion.algorithm() != algorithm {
-            self.congestion = Congestion::new(algorithm, env.config.slow_start_is_unbounded());
+            self.congestion = Congestion::new(algorithm, env.config.growth_segments());
             if self.window.cwnd != 0 {
                 let (mss, now_us) = (u32::from(self.mss), env.now.as_micros());
                 self.congestion.on_open(&mut self.window, mss, now_us);
                 self.serve_controller(env);
+                self.settle_dctcp();
             }
         }
     }

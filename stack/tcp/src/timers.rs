@@ -6,6 +6,9 @@ use crate::slab::NIL;
 use crate::state::{ConnectionError, Events, State};
 use crate::tcb::{Env, Facts, Marks, TICK_NANOS, Tcb};
 
+/// From one attempt on a link that takes nothing to the next, in microseconds (as in Linux).
+const LINK_RETRY_US: u64 = 500_000;
+
 /// Shifts beyond this exceed every limit.
 const BACKOFF_MAX: u8 = 16;
 
@@ -123,11 +126,12 @@ impl Tcb {
         }
     }
 
-    /// A peer may keep its window closed as long as there is an application that may lose patience.
+    /// A peer may keep its window closed, or the link refuse to send, as long as there is an application
+    /// that may lose patience.
     /// Once there is none, it gets so much time from one bit of progress to the next.
     pub(crate) fn bound_orphan(&mut self, env: &Env<'_>) {
         if self.is_orphan()
-            && self.facts.contains(Facts::PERSIST)
+            && (self.facts.contains(Facts::PERSIST) || self.marks.contains(Marks::LINK_WAIT))
             && self.idle_at == Instant::FAR_FUTURE
         {
             let config = env.config;
@@ -152,7 +156,53 @@ impl Tcb {
         Events::empty()
     }
 
+    /// The link takes nothing of what this connection has to send. If nothing is in flight there is no
+    /// other timer, so this starts one that counts the attempts and holds the user time-out against
+    /// what waits. Whether it did.
+    #[cold]
+    pub fn note_link_full(&mut self, env: &Env<'_>) -> bool {
+        let waits = self.snd_una == self.snd_max
+            && self.snd_nxt != self.snd_limit()
+            && self.state.transmits()
+            && self.retransmit_at == Instant::FAR_FUTURE
+            && !self.marks.contains(Marks::PACE_WAIT);
+        if waits {
+            self.marks.insert(Marks::LINK_WAIT);
+            self.retries = 0;
+            self.retransmit_at = env.now.plus_micros(LINK_RETRY_US);
+            self.bound_orphan(env);
+        }
+        waits
+    }
+
+    /// The link has taken nothing for as long.
+    fn on_link_timeout(&mut self, env: &mut Env<'_>) -> Events {
+        let limit_us = self.user_timeout_us(env.config);
+        let mut wait_us = LINK_RETRY_US;
+        if self.retries == 0 {
+            self.stalled_ticks = env.now_ticks();
+        } else if limit_us != 0 {
+            let left_us = limit_us.saturating_sub(self.stalled_us(env));
+            // A tick of grace: both ends of the time were rounded.
+            if left_us <= TICK_NANOS / 1000 {
+                return self.time_out(env);
+            }
+            wait_us = wait_us.min(left_us);
+        }
+        self.retries = self.retries.saturating_add(1);
+        self.retransmit_at = env.now.plus_micros(wait_us);
+        Events::empty()
+    }
+
     fn on_data_timeout(&mut self, env: &mut Env<'_>) -> Events {
+        if self.marks.contains(Marks::LINK_WAIT) {
+            if self.snd_una == self.snd_max && self.sendable() != 0 {
+                return self.on_link_timeout(env);
+            }
+            // It took something meanwhile. What comes back of that counts from now on.
+            self.marks.remove(Marks::LINK_WAIT);
+            self.retries = 0;
+        }
         if self.snd_una == self.snd_max {
             self.arm_persist_if_stalled(env);
             return Events::empty();

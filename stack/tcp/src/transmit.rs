@@ -11,6 +11,9 @@ use crate::slab::NIL;
 use crate::state::State;
 use crate::tcb::{Env, Facts, Marks, TICK_NANOS, Tcb};
 
+/// Most bytes of a run: with all headers it is an IP packet yet, for a NIC that cuts it.
+const RUN_BYTES_MAX: u32 = u16::MAX as u32 - 128;
+
 /// With less than this half of the buffer may be less than a segment.
 const WINDOW_QUICK_MIN: u32 = 2 * u16::MAX as u32;
 
@@ -33,7 +36,7 @@ impl Tcb {
                 let whole = count < rest || count == u32::from(self.mss);
                 if count <= usable && (whole || flight == 0 || self.facts.contains(Facts::NODELAY))
                 {
-                    self.transmit_plain(env, out, count, usable - count);
+                    self.transmit_plain(env, out, count, usable);
                     return true;
                 }
             } else {
@@ -49,8 +52,16 @@ impl Tcb {
         self.transmit_slow(env, out)
     }
 
+    /// New data: a segment of `count` bytes, or a run of full ones if there is more and the caller
+    /// takes it. `usable`: what the windows hold.
     #[inline(always)]
-    fn transmit_plain(&mut self, env: &mut Env<'_>, out: &mut Segment, count: u32, room: u32) {
+    fn transmit_plain(
+        &mut self,
+        env: &mut Env<'_>,
+        out: &mut Segment,
+        mut count: u32,
+        mut usable: u32,
+    ) {
         let seq = self.snd_nxt;
         let idle = self.snd_una == seq;
         if idle {
@@ -62,20 +73,42 @@ impl Tcb {
         }
         self.fill_plain(env, out, seq, Flags::ACK);
         out.ecn = self.facts.bits() as u8 & ECT_0;
-        let sent = self.send_queue.gather_next(env.slices, seq, count, &mut out.payload);
+        let mss = u32::from(self.mss);
+        if out.segments_max > 1 && count == mss && usable >= 2 * mss {
+            (count, usable) = self.run_bytes(env.config, u32::from(out.segments_max));
+        }
+        let payload = &mut out.payload;
+        let (sent, count) = self.send_queue.gather_run(env.slices, seq, count, mss, payload);
         let end = seq + sent;
         // Fewer than there are: a record ends.
-        if sent < count || self.push_due(env.config, end, sent, room) {
+        if sent < count || self.push_due(env.config, end, sent, usable.saturating_sub(sent)) {
             out.flags = Flags::ACK.union(Flags::PSH);
         }
         env.stats.bytes_out += u64::from(sent);
-        if idle && self.flight == NIL {
+        let mut segments = 1;
+        if sent > mss {
+            out.gso_bytes = self.mss;
+            segments = sent.div_ceil(mss) as u16;
+            env.stats.segments_out += u64::from(segments) - 1;
+        }
+        if idle && self.flight == NIL && segments == 1 {
             self.note_lone(env);
         } else {
-            self.record_sent(env, end);
+            self.record_sent(env, end, segments);
         }
         self.snd_nxt = end;
         self.snd_max = end;
+    }
+
+    /// Bytes of a run of full segments, `segments_max` at most, and what the windows hold. A run
+    /// ends where a burst does, so that PSH stands where it would if each were sent alone.
+    #[inline(never)]
+    fn run_bytes(&self, config: &Config, segments_max: u32) -> (u32, u32) {
+        let mss = u32::from(self.mss);
+        let rest = self.snd_end.bytes_since(self.snd_nxt);
+        let usable = self.window.cwnd.min(self.snd_wnd).saturating_sub(self.flight());
+        let most = rest.min(usable).min(RUN_BYTES_MAX).min(self.burst_left(config));
+        ((most / mss).clamp(1, segments_max) * mss, usable)
     }
 
     /// All other cases, and all other segments.
@@ -94,7 +127,8 @@ impl Tcb {
         }
         if self.snd_nxt != self.snd_limit() {
             let count = self.sendable();
-            if count != 0 {
+            let resent = self.snd_nxt.lt(self.snd_max);
+            if count != 0 && !(resent && self.lacks(env, self.snd_nxt)) {
                 self.transmit_data(env, out, count);
                 return true;
             }
@@ -199,7 +233,7 @@ impl Tcb {
 
     /// Bytes of options that `mss` leaves room for.
     #[inline]
-    fn usual_options_len(&self) -> usize {
+    pub(crate) fn usual_options_len(&self) -> usize {
         if self.facts.contains(Facts::TIMESTAMPS) { 12 } else { 0 }
     }
 
@@ -211,11 +245,11 @@ impl Tcb {
     }
 
     /// What follows from having sent the numbers from `seq` up to `end`.
-    fn note_sent(&mut self, env: &mut Env<'_>, seq: SeqNumber, end: SeqNumber) {
+    pub(crate) fn note_sent(&mut self, env: &mut Env<'_>, seq: SeqNumber, end: SeqNumber) {
         if self.snd_una == seq && self.flight == NIL {
             self.note_lone(env);
         } else {
-            self.record_sent(env, end);
+            self.record_sent(env, end, 1);
         }
         if seq.lt(self.snd_max) {
             // A probe had been here before: its number counts as sent, but is no flight.
@@ -252,7 +286,7 @@ impl Tcb {
 
     /// RFC 5681 section 4.1: after a time-out's worth of silence the old window proves nothing.
     #[inline]
-    fn restart_after_idle(&mut self, env: &Env<'_>) {
+    fn restart_after_idle(&mut self, env: &mut Env<'_>) {
         let idle_ticks = env.now_ticks().wrapping_sub(self.last_send_ticks);
         if idle_ticks > self.rtt.rto_us >> 10 {
             self.shrink_to_restart_window(env, idle_ticks);
@@ -260,13 +294,14 @@ impl Tcb {
     }
 
     #[cold]
-    fn shrink_to_restart_window(&mut self, env: &Env<'_>, idle_ticks: u32) {
+    fn shrink_to_restart_window(&mut self, env: &mut Env<'_>, idle_ticks: u32) {
         if !env.config.slow_start_after_idle {
             return;
         }
         let initial = initial_window(env.config.initial_window_segments, u32::from(self.mss));
         let idle_us = u64::from(idle_ticks) * TICK_NANOS / 1000;
         self.congestion.on_idle(&mut self.window, initial, idle_us, env.now.as_micros());
+        self.restart_at_fixed_rate(env);
     }
 
     /// The number of a segment without data: the next one, or, while data is being sent again, the
@@ -302,7 +337,9 @@ impl Tcb {
         out.ack = self.rcv_nxt;
         out.flags = flags;
         out.gso_bytes = 0;
-        out.payload.clear();
+        if !out.payload.is_empty() {
+            out.payload.clear();
+        }
         if self.facts.contains(Facts::TIMESTAMPS) {
             out.options.set_timestamp(self.timestamp(env));
         } else {
@@ -416,12 +453,18 @@ impl Tcb {
             if self.transmit_again(env, out) {
                 return true;
             }
+            if self.lacks_any(env) {
+                self.facts.insert(Facts::TX_AGAIN);
+            }
         }
         if self.facts.contains(Facts::TX_PROBE) {
             self.facts.remove(Facts::TX_PROBE);
             if self.transmit_probe(env, out) {
                 return true;
             }
+        }
+        if self.facts.contains(Facts::TX_LARGER) && self.transmit_larger(env, out) {
+            return true;
         }
         if self.facts.contains(Facts::TX_KEEPALIVE) {
             // RFC 9293 section 3.8.4: a number below the window makes the peer say where it is.
@@ -465,7 +508,7 @@ impl Tcb {
     /// Sends the oldest segment again.
     pub(crate) fn transmit_first(&mut self, env: &mut Env<'_>, out: &mut Segment) -> bool {
         let rest = self.snd_max.bytes_since(self.snd_una);
-        if rest == 0 || !self.state.transmits() {
+        if rest == 0 || !self.state.transmits() || self.lacks(env, self.snd_una) {
             return false;
         }
         self.fill(env, out, self.snd_una, Flags::ACK);
@@ -484,9 +527,11 @@ impl Tcb {
         true
     }
 
-    /// A closed window is asked with one number of what waits (RFC 9293 section 3.8.6.1), which
-    /// counts as sent but not as in flight: the peer may well drop it. An open one, too small for
-    /// what silly-window avoidance wants, gets what it holds after the override time-out.
+    /// A closed window is asked (RFC 9293 section 3.8.6.1): as Linux does it, by a segment without data
+    /// and with an old number, which every peer answers with its window (section 3.10.7.4). A byte of
+    /// what waits would be thrown away by most, and some would count it as an attack. Only a FIN goes
+    /// as it is, since it needs no window. An open window, too small for what silly-window avoidance
+    /// wants, gets what it holds after the override time-out.
     fn transmit_probe(&mut self, env: &mut Env<'_>, out: &mut Segment) -> bool {
         let rest = self.snd_limit().bytes_since(self.snd_una);
         if rest == 0 || !self.state.transmits() {
@@ -497,6 +542,14 @@ impl Tcb {
         // The peer may have taken its window back while data was in flight.
         let in_flight = self.snd_nxt != seq;
         if in_flight && !closed {
+            return false;
+        }
+        if closed && !in_flight && self.snd_end.gt(seq) {
+            self.facts.remove(Facts::TIMING);
+            self.fill(env, out, seq - 1, Flags::ACK);
+            return true;
+        }
+        if self.lacks(env, seq) {
             return false;
         }
         self.fill(env, out, seq, Flags::ACK);

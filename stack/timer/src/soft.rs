@@ -28,7 +28,7 @@ impl<C: Clock> SoftTimers<C> {
         Self { clock, wheel, backup_ticks }
     }
 
-    /// Ticks a second of the measuring clock: one tick is 1.024 us, rounded down to whole hertz.
+    /// Ticks a second of the measuring clock: one tick is 512 ns.
     pub fn measure_resolution(&self) -> u64 {
         MEASURE_HZ
     }
@@ -109,9 +109,9 @@ mod tests {
     #[test]
     fn resolutions_are_those_of_the_paper() {
         let timers = SoftTimers::new(VirtualClock::new(), 1, 1000);
-        assert_eq!(timers.measure_resolution(), 976_562);
+        assert_eq!(timers.measure_resolution(), 1_953_125);
         assert_eq!(timers.interrupt_clock_resolution(), 1000);
-        assert_eq!(timers.backup_ticks(), 976);
+        assert_eq!(timers.backup_ticks(), 1953);
         let extremes = SoftTimers::new(VirtualClock::new(), 1, 0);
         assert_eq!(extremes.interrupt_clock_resolution(), 1);
         let extremes = SoftTimers::new(VirtualClock::new(), 1, u64::MAX);
@@ -122,7 +122,7 @@ mod tests {
     fn sleep_ends_for_the_next_event_or_the_backup() {
         let clock = VirtualClock::at(Instant::from_nanos(10 * TICK_NANOS + 1));
         let mut timers = SoftTimers::new(clock.clone(), 2, 1000);
-        let backup = clock.now().plus_nanos(976 * TICK_NANOS);
+        let backup = clock.now().plus_nanos(1953 * TICK_NANOS);
         assert_eq!(timers.sleep_until(), backup);
         let event = timers.schedule_soft_event(3, 1).unwrap();
         assert_eq!(timers.sleep_until(), Instant::from_nanos(14 * TICK_NANOS));

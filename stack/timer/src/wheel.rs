@@ -1,6 +1,6 @@
 //! A hierarchical timing wheel (Varghese and Lauck, scheme 7).
 //!
-//! Time is cut into ticks of 1.024 us. Level 0 has a slot for each tick of the cursor's block of 64
+//! Time is cut into ticks of 512 ns. Level 0 has a slot for each tick of the cursor's block of 64
 //! ticks, level 1 a slot for each block of the cursor's 64 blocks, and so on; ten levels cover all
 //! of time. A timer's level is that of the highest bit in which its tick differs from the cursor,
 //! so nothing wraps around: every occupied slot lies ahead of the cursor, and lower levels come
@@ -16,11 +16,10 @@ use crate::Instant;
 /// Nanoseconds in a tick of the wheel.
 pub const TICK_NANOS: u64 = 1 << TICK_SHIFT;
 
-const TICK_SHIFT: u32 = 10;
+const TICK_SHIFT: u32 = 9;
 const SLOT_BITS: u32 = 6;
 const SLOTS: usize = 1 << SLOT_BITS;
-/// Nine would reach the last moment that a clock can read; [`Instant::FAR_FUTURE`] rounds up to the
-/// tick after it.
+/// So many reach beyond the last moment that a clock can read, which is centuries away.
 const LEVELS: usize = 10;
 const SENTINELS: usize = LEVELS * SLOTS;
 /// Timers that one call moves to a lower level at most.
@@ -51,7 +50,7 @@ struct Node {
 /// Deadlines in order, for up to a number of timers that is fixed at the start.
 ///
 /// A timer fires at the first tick that begins at or after its deadline: never early, and less than
-/// 1.024 us late if it is asked for in time. All operations take constant time; none allocates.
+/// 512 ns late if it is asked for in time. All operations take constant time; none allocates.
 pub struct TimerWheel {
     /// Sentinels of all slots, then the timers.
     nodes: Box<[Node]>,
@@ -68,6 +67,8 @@ pub struct TimerWheel {
     /// A slot above level 0 that is being emptied; the cursor is inside it.
     cascading: Option<u32>,
     cascaded: u64,
+    /// The tick of the timer that was taken last.
+    popped_tick: u64,
 }
 
 impl TimerWheel {
@@ -102,6 +103,7 @@ impl TimerWheel {
             slots: [0; LEVELS],
             cascading: None,
             cascaded: 0,
+            popped_tick: 0,
         }
     }
 
@@ -179,6 +181,13 @@ impl TimerWheel {
         self.nodes.len() - SENTINELS
     }
 
+    /// The deadline of the timer that [`Self::pop_expired`] took last, rounded up to a tick: how late
+    /// it fired.
+    #[inline]
+    pub fn popped_deadline(&self) -> Instant {
+        Instant::from_nanos(self.popped_tick << TICK_SHIFT)
+    }
+
     /// Moves of timers from one level to a lower one, since start.
     pub fn cascaded(&self) -> u64 {
         self.cascaded
@@ -199,6 +208,7 @@ impl TimerWheel {
                 // From a higher level too: a slot whose time is over is never moved down first.
                 self.unlink(index);
                 self.release(index);
+                self.popped_tick = tick;
                 return Some(token);
             }
             if moves_left == 0 {

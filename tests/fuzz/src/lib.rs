@@ -1,5 +1,5 @@
 //! Fuzz targets. Each is a function over bytes that panics if what it examines breaks: a parser, a
-//! connection, a pair of them, a whole shard, the file server.
+//! connection, a pair of them, a whole shard, the file server, an image.
 //!
 //! The same functions run in two ways: `make test` replays the inputs below `corpus/` and a bounded,
 //! seeded search on top (`tests/replay.rs`); `make fuzz` hands them to libFuzzer, which looks for
@@ -10,6 +10,7 @@
 
 mod frames;
 mod http;
+mod image;
 mod input;
 mod packets;
 mod pair;
@@ -85,6 +86,13 @@ pub const TARGETS: &[Target] = &[
         run: http::run,
         len_max: 2048,
         searched: 150,
+    },
+    Target {
+        name: "image",
+        about: "the records of an EROFS image",
+        run: image::run,
+        len_max: 4096,
+        searched: 20_000,
     },
 ];
 

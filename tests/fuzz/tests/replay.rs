@@ -103,4 +103,4 @@ macro_rules! targets {
     };
 }
 
-targets!(options packets ipv6 pair frames http);
+targets!(options packets ipv6 pair frames http image);

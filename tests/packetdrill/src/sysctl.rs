@@ -102,7 +102,7 @@ impl Sysctls {
             max_rto_us: (self.number("tcp_rto_max_ms", 0) * 1000).min(u64::from(u32::MAX)) as u32,
             slow_start_after_idle: self.number("tcp_slow_start_after_idle", 0) != 0,
             burst_segments_min: self.number("tcp_min_tso_segs", 0).clamp(1, 255) as u8,
-            slow_start_unbounded: true,
+            slow_start_segments: u8::MAX,
             // The delayed ACK that Linux allows for.
             probe_ack_delay_us: 200_000,
             ecn: match self.number("tcp_ecn", 0) {

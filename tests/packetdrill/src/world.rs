@@ -65,7 +65,9 @@ impl World {
             sleepers: 4,
             splice_buffers: 1,
             disk_depth: 1,
+            cache_blocks: 0,
             time_wait: 64,
+            ..Limits::default()
         };
         let config = ShardConfig {
             limits,

@@ -390,6 +390,21 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
+    /// Segments that arrived, and for which a host had no memory or no place.
+    fn unkept(&self) -> u64 {
+        let stacks = [Some(self.world.client_stack()), self.world.server_stack()];
+        let unkept = |stack: &millstream_core::Stack| {
+            let tcp = stack.tcp_stats();
+            let rx = stack.rx_metrics();
+            let named = rx.iter().filter(|(name, _)| name.starts_with("drop_"));
+            named.map(|(_, count)| count).sum::<u64>()
+                + tcp.receive_bound_drops
+                + tcp.slab_full_drops
+                + tcp.reneged_drops
+        };
+        stacks.iter().flatten().map(unkept).sum()
+    }
+
     fn stats(&self) -> [DirectionStats; 2] {
         [Direction::AToB, Direction::BToA].map(|direction| self.world.wire.stats(direction))
     }
@@ -473,20 +488,7 @@ impl<'a> Run<'a> {
             .map(|stats| stats.loss_probes + stats.window_probes)
             .sum();
         // What a host had no memory for is lost as well.
-        let unkept: u64 = stacks
-            .iter()
-            .flatten()
-            .map(|stack| {
-                let tcp = stack.tcp_stats();
-                let rx = stack.rx_metrics();
-                let named = rx.iter().filter(|(name, _)| name.starts_with("drop_"));
-                named.map(|(_, count)| count).sum::<u64>()
-                    + tcp.receive_bound_drops
-                    + tcp.slab_full_drops
-                    + tcp.reneged_drops
-            })
-            .sum();
-        let lost = lost + unkept;
+        let lost = lost + self.unkept();
         let segment = u64::from(self.scenario.link.mtu);
         // A time-out without SACK sends all that is out again.
         let window = self.scenario.client.send_bytes.max(self.scenario.server.send_bytes);
@@ -547,6 +549,10 @@ impl<'a> Run<'a> {
         };
         let sending = wire(&stats[0], link.a_to_b.bandwidth_bps, link.a_to_b.overhead_bytes)
             + wire(&stats[1], link.b_to_a.bandwidth_bps, link.b_to_a.overhead_bytes);
+        // A rate that is set holds for each connection by itself.
+        let rate = scenario.clocking().1.map_or(u64::MAX, |rate| rate.bytes_per_s());
+        let down = scenario.flows.iter().map(|flow| flow.down).max().unwrap_or(0);
+        let sending = sending + 1e9 * down as f64 / rate as f64;
         let least = |bytes: fn(&Host) -> u32| bytes(&scenario.client).min(bytes(&scenario.server));
         let window = least(|host| host.recv_bytes).min(least(|host| host.send_bytes));
         let scaled = scenario.client.scaling && scenario.server.scaling;
@@ -557,11 +563,17 @@ impl<'a> Run<'a> {
         let turns = 2.0 * most / f64::from(window.max(500));
         let rtt = rtt + if window < 65_535 { 50e6 } else { 0.0 };
         let rounds = rounds + turns;
+        // Without SACK one loss is found a round trip, and the ACK that tells of it may be a delayed
+        // one; what the receiver had no room for ahead of order is lost as well.
+        let sack = scenario.client.sack && scenario.server.sack;
+        let repairs = if sack { 0 } else { measured.dropped + self.unkept() };
+        let rounds = rounds + if sack { 0.0 } else { self.unkept() as f64 };
+        let delayed = 50e6 * repairs as f64;
         let last_start = scenario.flows.iter().map(|flow| flow.start_us).max().unwrap_or(0);
         // Each time-out costs its time, and what was sent again is in `sending` already.
         let timeouts = measured.rto_fired as f64 * 3e9;
         (1000 * last_start + 2_000_000_000)
-            .saturating_add((2.0 * sending + rounds * rtt + timeouts) as u64)
+            .saturating_add((2.0 * sending + rounds * rtt + delayed + timeouts) as u64)
     }
 }
 

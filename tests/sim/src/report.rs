@@ -5,7 +5,7 @@ use std::path::Path as FilePath;
 use std::sync::Mutex;
 
 use millstream_tcp::Algorithm;
-use serde_json::Value;
+use serde::Deserialize;
 
 use crate::measure::{Path, Shared, shared};
 
@@ -82,19 +82,12 @@ pub fn report(linux: Option<&FilePath>, done: impl Fn(usize, usize) + Sync) -> S
         let at = cells.iter().position(|other| *other == cell);
         at.and_then(|at| results.get(at)?.as_ref())
     };
-    let linux = linux.and_then(read_linux);
-
     let mut text = String::from(HEAD);
     text.push_str("\n## Throughput\n\n");
     let _ = writeln!(
         text,
         "One flow at 1 Gbit/s for 10 s of virtual time, after one second to begin in; random loss of data frames; a \
-         drop-tail queue of one\nbandwidth-delay product (50 frames at the least). Goodput in Mbit/s{}.\n",
-        if linux.is_some() {
-            ", in brackets that of Linux between two namespaces over the same impairments"
-        } else {
-            ""
-        }
+         drop-tail queue of one\nbandwidth-delay product (50 frames at the least). Goodput in Mbit/s.\n"
     );
     text.push_str("| RTT | loss |");
     for (name, _) in CONTROLLERS {
@@ -106,7 +99,7 @@ pub fn report(linux: Option<&FilePath>, done: impl Fn(usize, usize) + Sync) -> S
     for rtt_ms in RTTS_MS {
         for loss_percent in LOSSES_PERCENT {
             let _ = write!(text, "| {rtt_ms} ms | {loss_percent} % |");
-            for (controller, (name, _)) in CONTROLLERS.iter().enumerate() {
+            for controller in 0..CONTROLLERS.len() {
                 let cell = Cell::Throughput { controller, rtt_ms, loss_percent };
                 match result_of(cell) {
                     Some(result) => {
@@ -114,14 +107,13 @@ pub fn report(linux: Option<&FilePath>, done: impl Fn(usize, usize) + Sync) -> S
                     }
                     None => text.push_str(" -"),
                 }
-                let theirs = linux.as_ref();
-                if let Some(mbps) = theirs.and_then(|l| linux_mbps(l, name, rtt_ms, loss_percent)) {
-                    let _ = write!(text, " ({})", rounded(mbps));
-                }
                 text.push_str(" |");
             }
             text.push('\n');
         }
+    }
+    if let Some(cells) = linux.and_then(read_cells) {
+        text.push_str(&beside_linux(&cells));
     }
     text.push_str("\n## Two controllers at one bottleneck\n\n");
     let _ = writeln!(
@@ -196,22 +188,58 @@ fn measure_all(cells: &[Cell], done: impl Fn(usize, usize) + Sync) -> Vec<Option
     results.into_inner().unwrap_or_default()
 }
 
-/// What was measured of Linux: a list of objects with `controller`, `rtt_ms`, `loss_percent`, `mbps`.
-fn read_linux(path: &FilePath) -> Option<Vec<Value>> {
-    let text = std::fs::read_to_string(path).ok()?;
-    match serde_json::from_str(&text).ok()? {
-        Value::Array(rows) => Some(rows),
-        _ => None,
-    }
+/// A cell of the table that `make bench ONLY=tcp.goodput.cells` measures, in real time.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+struct Measured {
+    loss: f64,
+    rtt_ms: u64,
+    controller: String,
+    who: String,
+    mbit_s: f64,
 }
 
-fn linux_mbps(rows: &[Value], controller: &str, rtt_ms: u64, loss_percent: f64) -> Option<f64> {
-    let row = rows.iter().find(|row| {
-        row["controller"] == controller
-            && row["rtt_ms"].as_f64() == Some(rtt_ms as f64)
-            && row["loss_percent"].as_f64() == Some(loss_percent)
-    })?;
-    row["mbps"].as_f64()
+fn read_cells(path: &FilePath) -> Option<Vec<Measured>> {
+    serde_json::from_str(&std::fs::read_to_string(path).ok()?).ok()
+}
+
+/// The table of both stacks over the same impaired paths.
+fn beside_linux(cells: &[Measured]) -> String {
+    let mut text = String::from("\n## Beside Linux\n\n");
+    let _ = writeln!(
+        text,
+        "In real time: four flows over a relay of 100 Mbit/s that loses in both directions, to Linux's receiver; \
+         sent by millstream, and in\nbrackets by Linux, over the same seeds. Goodput of all four in Mbit/s. \
+         Linux's BBR is version 1.\n"
+    );
+    let mut names: Vec<&str> = Vec::new();
+    let mut paths: Vec<(u64, f64)> = Vec::new();
+    for cell in cells {
+        if !names.contains(&cell.controller.as_str()) {
+            names.push(&cell.controller);
+        }
+        if !paths.contains(&(cell.rtt_ms, cell.loss)) {
+            paths.push((cell.rtt_ms, cell.loss));
+        }
+    }
+    paths.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)));
+    let _ = writeln!(text, "| RTT | loss | {} |", names.join(" | "));
+    let _ = writeln!(text, "|---|---|{}", "---:|".repeat(names.len()));
+    for (rtt_ms, loss) in paths {
+        let _ = write!(text, "| {rtt_ms} ms | {} % |", 100.0 * loss);
+        for name in &names {
+            let mbps = |who: &str| {
+                let found = cells.iter().find(|cell| {
+                    cell.controller == *name
+                        && cell.who == who
+                        && (cell.rtt_ms, cell.loss) == (rtt_ms, loss)
+                });
+                found.map_or("-".to_owned(), |cell| rounded(cell.mbit_s))
+            };
+            let _ = write!(text, " {} ({}) |", mbps("millstream"), mbps("linux"));
+        }
+        text.push('\n');
+    }
+    text
 }
 
 fn rounded(mbps: f64) -> String {
@@ -223,12 +251,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn linux_rows_are_found_by_their_three_keys() {
-        let rows = r#"[{"controller": "cubic", "rtt_ms": 20, "loss_percent": 0.1, "mbps": 12.5},
-                       {"controller": "bbr", "rtt_ms": 20, "loss_percent": 0.1, "mbps": 800}]"#;
-        let Ok(Value::Array(rows)) = serde_json::from_str(rows) else { panic!("not a list") };
-        assert_eq!(linux_mbps(&rows, "cubic", 20, 0.1), Some(12.5));
-        assert_eq!(linux_mbps(&rows, "bbr", 20, 0.1), Some(800.0));
-        assert_eq!(linux_mbps(&rows, "bbr", 100, 0.1), None);
+    fn both_stacks_stand_beside_each_other() {
+        let cells = r#"[{"loss": 0.001, "rtt_ms": 20, "controller": "cubic", "who": "millstream", "mbit_s": 88.4},
+            {"loss": 0.001, "rtt_ms": 20, "controller": "cubic", "who": "linux", "mbit_s": 85.0},
+            {"loss": 0.0, "rtt_ms": 20, "controller": "bbr", "who": "linux", "mbit_s": 9.0}]"#;
+        let text = beside_linux(&serde_json::from_str::<Vec<Measured>>(cells).unwrap());
+        assert!(text.contains("| RTT | loss | cubic | bbr |"), "{text}");
+        assert!(text.contains("| 20 ms | 0 % | - (-) | - (9.00) |"), "{text}");
+        assert!(text.contains("| 20 ms | 0.1 % | 88 (85) | - (-) |"), "{text}");
     }
 }

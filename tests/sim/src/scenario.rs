@@ -3,7 +3,7 @@
 use std::fmt;
 
 use millstream_sim::{BurstLoss, DirectionConfig, Flaps, LinkConfig, Rng, WhenFull};
-use millstream_tcp::{Algorithm, Config, KeepAlive};
+use millstream_tcp::{Algorithm, Clocking, Config, KeepAlive, PacingRate};
 
 use crate::rand::{pick, spread, spread_u64};
 
@@ -292,6 +292,28 @@ impl Scenario {
         !(self.seed / Algorithm::ALL.len() as u64).is_multiple_of(5)
     }
 
+    /// What clocks both hosts' segments out, and the rate that the server's connections have, not
+    /// drawn from the same numbers either. In half of the scenarios both are the default. A rate may
+    /// be a fifth of what the path carries, or five times as much; where it is taken for the path's
+    /// ([`Clocking::Rate`]) the server starts with it, and where there is none, with what an earlier
+    /// flow has seen.
+    pub fn clocking(&self) -> (Clocking, Option<PacingRate>) {
+        let rate = || {
+            let bottleneck = self.link.b_to_a.bandwidth_bps / 8;
+            let rng = &mut Rng::new(!self.seed);
+            // A segment takes a quarter of a second at most: longer pauses would look like a stall.
+            let least = 4 * u64::from(self.link.mtu);
+            let rate = spread_u64(rng, bottleneck / 5, 5 * bottleneck).max(least);
+            PacingRate::new(rate.clamp(PacingRate::MIN, PacingRate::MAX)).ok()
+        };
+        match self.seed / 20 % 8 {
+            1 | 5 => (Clocking::Rate, None),
+            3 => (Clocking::Auto, rate()),
+            7 => (Clocking::Rate, rate()),
+            _ => (Clocking::Auto, None),
+        }
+    }
+
     /// TCP's settings of a host.
     pub fn tcp(&self, host: &Host) -> Config {
         let peer_fails = (0..self.flows.len()).any(|flow| self.may_fail(flow));
@@ -305,6 +327,7 @@ impl Scenario {
             initial_window_segments: host.initial_segments,
             time_wait_us: host.time_wait_us,
             congestion: self.controller(),
+            clocking: self.clocking().0,
             rack: self.rack(),
             // With three of ten frames lost in each direction one exchange in two fails: what gives
             // up after this many would be chance.
@@ -396,7 +419,13 @@ fn draw_direction(rng: &mut Rng, clean: bool) -> DirectionConfig {
 impl fmt::Display for Scenario {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (controller, rack) = (self.controller(), self.rack());
-        write!(f, "seed {} | {controller:?}, rack {rack} | {:?} | ", self.seed, self.link)?;
+        write!(f, "seed {} | {controller:?}, rack {rack} | ", self.seed)?;
+        let (clocking, rate) = self.clocking();
+        if clocking != Clocking::Auto || rate.is_some() {
+            let rate = rate.map_or(0, |rate| rate.bytes_per_s());
+            write!(f, "{clocking:?}, {rate} bytes/s | ")?;
+        }
+        write!(f, "{:?} | ", self.link)?;
         if self.flaps.count > 0 {
             write!(f, "{:?} | ", self.flaps)?;
         }

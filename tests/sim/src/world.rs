@@ -209,6 +209,7 @@ impl World {
         let stack = server.stack().clone();
         let listener = stack.listen(SocketAddrV4::new(SERVER, PORT), scenario.flows.len() + 16);
         let listener = listener.expect("the port is free");
+        listener.set_pacing_rates(scenario.clocking().1, &[]);
         let flows = scenario.flows.clone().into();
         let task = serve(stack.clone(), listener, flows, Rc::clone(&self.watch.board));
         stack.spawn(task).expect("a task for the server");

@@ -17,8 +17,8 @@ mod prefix;
 mod tree;
 
 pub(crate) use inherit::{Inheritance, Standing};
+pub use prefix::{FilterError, Prefix};
 pub(crate) use prefix::{PortFilters, Shadowed};
-pub use prefix::{Prefix, PrefixError};
 pub(crate) use tree::{Containers, DEFAULT, SYSTEM};
 
 /// Priorities are below this. A larger one goes first.

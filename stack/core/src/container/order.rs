@@ -113,15 +113,15 @@ impl Containers {
         let node = self.node_mut(at);
         node.pass = node.pass.wrapping_add(nanos.wrapping_mul(node.stride));
         if let Some(limit) = &mut node.limit {
-            let gained = now.nanos_since(limit.since).saturating_mul(limit.share.into())
-                / u64::from(WHOLE);
+            let gained =
+                now.nanos_since(limit.since).saturating_mul(limit.share.into()) / u64::from(WHOLE);
             let gained = gained.min(CREDIT_NANOS as u64) as i64;
             limit.since = now;
             limit.credit_nanos = (limit.credit_nanos + gained).min(CREDIT_NANOS);
             limit.credit_nanos -= nanos as i64;
             if limit.credit_nanos < 0 && !node.throttled {
-                let wait = limit.credit_nanos.unsigned_abs() * u64::from(WHOLE)
-                    / u64::from(limit.share);
+                let wait =
+                    limit.credit_nanos.unsigned_abs() * u64::from(WHOLE) / u64::from(limit.share);
                 node.throttled = true;
                 node.usage.throttled += 1;
                 self.resume_at = self.resume_at.min(now.plus_nanos(wait + 1));

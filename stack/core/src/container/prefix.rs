@@ -18,7 +18,7 @@ pub struct Prefix {
 
 /// Why something is no prefix.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PrefixError {
+pub enum FilterError {
     /// Not of the form.
     #[error("`{0}` is not a prefix such as 198.18.0.0/16 or 2001:db8::/32")]
     Form(String),
@@ -42,7 +42,11 @@ impl Prefix {
     /// The prefix of `len` bits of an address; `None` if the address has not so many.
     pub fn of(address: IpAddr, len: u8) -> Option<Self> {
         let (is_ipv6, bits) = bits_of(address);
-        (len <= if is_ipv6 { 128 } else { 32 }).then(|| Self { is_ipv6, len, bits: bits & mask(len) })
+        (len <= if is_ipv6 { 128 } else { 32 }).then(|| Self {
+            is_ipv6,
+            len,
+            bits: bits & mask(len),
+        })
     }
 
     /// Whether an address begins with it.
@@ -77,16 +81,16 @@ impl fmt::Display for Prefix {
 }
 
 impl FromStr for Prefix {
-    type Err = PrefixError;
+    type Err = FilterError;
 
-    fn from_str(text: &str) -> Result<Self, PrefixError> {
-        let form = || PrefixError::Form(text.to_owned());
+    fn from_str(text: &str) -> Result<Self, FilterError> {
+        let form = || FilterError::Form(text.to_owned());
         let (address, len) = text.split_once('/').ok_or_else(form)?;
         let address: IpAddr = address.parse().map_err(|_| form())?;
         let len: u8 = len.parse().map_err(|_| form())?;
         let prefix = Self::of(address, len).ok_or_else(form)?;
         if bits_of(address).1 != prefix.bits {
-            return Err(PrefixError::HostBits(text.to_owned(), prefix));
+            return Err(FilterError::HostBits(text.to_owned(), prefix));
         }
         Ok(prefix)
     }
@@ -146,7 +150,6 @@ impl PortFilters {
         })
     }
 
-
     /// A prefix that longer ones cover wholly.
     fn hidden(&self) -> Option<Prefix> {
         let all = || self.entries.iter().map(|entry| entry.0);
@@ -156,7 +159,9 @@ impl PortFilters {
                 !inside().any(|between| between != *other && between.covers(other))
             });
             // In units of the 2^-127th part of the prefix; a 2^-128th part alone never fills it.
-            let parts = |other: Prefix| 1u128.checked_shl(127 - u32::from((other.len - prefix.len).min(127)));
+            let parts = |other: Prefix| {
+                1u128.checked_shl(127 - u32::from((other.len - prefix.len).min(127)))
+            };
             outermost.filter_map(parts).sum::<u128>() >= 1 << 127
         })
     }
@@ -177,7 +182,7 @@ mod tests {
             assert_eq!(prefix(text).to_string(), text);
         }
         for text in ["198.18.0.0", "198.18.0.0/33", "x/8", "2001:db8::/129", "198.18.0.0/-1"] {
-            assert_eq!(text.parse::<Prefix>(), Err(PrefixError::Form(text.to_owned())));
+            assert_eq!(text.parse::<Prefix>(), Err(FilterError::Form(text.to_owned())));
         }
         let error = "198.18.0.7/16".parse::<Prefix>().unwrap_err();
         assert!(error.to_string().contains("write 198.18.0.0/16"), "{error}");
@@ -186,7 +191,9 @@ mod tests {
     #[test]
     fn the_longest_prefix_wins() {
         let mut filters = PortFilters::default();
-        for (number, text) in ["0.0.0.0/0", "198.18.0.0/16", "198.18.7.0/24", "::/0"].iter().enumerate() {
+        for (number, text) in
+            ["0.0.0.0/0", "198.18.0.0/16", "198.18.7.0/24", "::/0"].iter().enumerate()
+        {
             filters.insert(prefix(text), number as u16).unwrap();
         }
         let find = |text: &str| filters.find(text.parse().unwrap());
@@ -202,7 +209,10 @@ mod tests {
     fn a_filter_that_hides_another_is_refused() {
         let mut filters = PortFilters::default();
         filters.insert(prefix("198.18.0.0/24"), 0).unwrap();
-        assert_eq!(filters.insert(prefix("198.18.0.0/24"), 1), Err(Shadowed(prefix("198.18.0.0/24"))));
+        assert_eq!(
+            filters.insert(prefix("198.18.0.0/24"), 1),
+            Err(Shadowed(prefix("198.18.0.0/24")))
+        );
         filters.insert(prefix("198.18.0.0/25"), 1).unwrap();
         filters.insert(prefix("198.18.0.128/26"), 2).unwrap();
         // With this, nobody is left for the first.

@@ -116,7 +116,11 @@ pub(crate) struct Containers {
 }
 
 /// A percentage in units of a share.
-fn share_of(name: &str, what: &'static str, percent: Option<f64>) -> Result<Option<u32>, ContainerError> {
+fn share_of(
+    name: &str,
+    what: &'static str,
+    percent: Option<f64>,
+) -> Result<Option<u32>, ContainerError> {
     let Some(percent) = percent else { return Ok(None) };
     let share = (percent * f64::from(WHOLE) / 100.0).round();
     if !(1.0..=f64::from(WHOLE)).contains(&share) {
@@ -272,9 +276,9 @@ impl Containers {
         let parent = match &spec.parent {
             None => ROOT,
             Some(name) => {
-                let id = self.find(name).ok_or_else(|| {
-                    ContainerError::NoParent(spec.name.clone(), name.clone())
-                })?;
+                let id = self
+                    .find(name)
+                    .ok_or_else(|| ContainerError::NoParent(spec.name.clone(), name.clone()))?;
                 self.parent_to_be(id.index, &spec.name, 1)?
             }
         };
@@ -556,7 +560,9 @@ mod tests {
         refuse(&[spec("", None, None)], "taken or empty");
         refuse(&[spec("d", Some("default"), None)], "belongs to the shard");
         let deep: Vec<_> = (0..9)
-            .map(|i| spec(&format!("d{i}"), (i > 0).then(|| format!("d{}", i - 1)).as_deref(), None))
+            .map(|i| {
+                spec(&format!("d{i}"), (i > 0).then(|| format!("d{}", i - 1)).as_deref(), None)
+            })
             .collect();
         refuse(&deep, "deeper than");
     }
@@ -569,7 +575,10 @@ mod tests {
         assert_eq!(all.leaf(a), Err(ContainerError::HasParts("a".into())));
         let leaf = all.leaf(b).unwrap();
         all.bind(leaf, 1);
-        assert_eq!(all.create(&spec("c", Some("b"), None)), Err(ContainerError::HasWork("b".into())));
+        assert_eq!(
+            all.create(&spec("c", Some("b"), None)),
+            Err(ContainerError::HasWork("b".into()))
+        );
         assert_eq!(all.remove(b), Err(ContainerError::HasWork("b".into())));
         assert_eq!(all.remove(a), Err(ContainerError::HasParts("a".into())));
         all.bind(leaf, -1);

@@ -88,6 +88,15 @@ impl RawWorld {
         self.hear()
     }
 
+    /// A segment that the shard will find when it looks next.
+    #[allow(dead_code)]
+    pub fn put(&mut self, from: u16, seq: u32, ack: u32, flags: Flags, options: &[u8]) {
+        let bytes = frame(Self::peer(from), seq, ack, flags, options);
+        let offload = TxOffload::default();
+        self.link.tx(&TxFrame { header: &bytes, payload: &[], offload }).unwrap();
+        self.link.flush();
+    }
+
     /// Lets the shard do what there is to do; returns what it sends.
     pub fn hear(&mut self) -> Vec<Sent> {
         let mut sent = Vec::new();

@@ -68,6 +68,11 @@ pub struct World {
 impl World {
     /// A server for `folder`, listening.
     pub fn new(folder: Folder, config: ServerConfig) -> Self {
+        Self::with_blocks(folder, config, 0)
+    }
+
+    /// The same, and blocks of files are kept in the stack's cache.
+    pub fn with_blocks(folder: Folder, config: ServerConfig, cache_blocks: usize) -> Self {
         let clock = VirtualClock::new();
         // Room for the frames that several clients hold without reading them.
         let (a, b) = pair(MemConfig { slots: 2048, ..MemConfig::default() }).unwrap();
@@ -86,6 +91,7 @@ impl World {
                 slices: 4096,
                 tasks: 64,
                 sleepers: 128,
+                cache_blocks,
                 ..Limits::default()
             };
             let config = ShardConfig { limits, secret: [last; 48], ..ShardConfig::new(ipv4) };

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::congestion::EcnUse;
+
 /// Which congestion controller a connection uses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Algorithm {
@@ -20,6 +22,14 @@ pub enum Algorithm {
 impl Algorithm {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::Cubic, Self::NewReno, Self::Bbr, Self::Dctcp];
+
+    /// How it makes use of congestion marks.
+    pub(crate) const fn uses_ecn(self) -> EcnUse {
+        match self {
+            Self::Dctcp => EcnUse::Dctcp,
+            Self::Cubic | Self::NewReno | Self::Bbr => EcnUse::Classic,
+        }
+    }
 
     /// Its name in a profile.
     pub const fn name(self) -> &'static str {

@@ -10,7 +10,7 @@
 //! 9406), and after a reduction that is taken back a new epoch begins from the window that was:
 //! below `W_max` that is the same curve.
 
-use super::hystart::{HyStart, slow_start};
+use super::hystart::{HyStart, growth_max, slow_start};
 use super::new_reno::restart;
 use super::{Ack, CWND_MAX, Controller, Signal, Window};
 
@@ -34,9 +34,8 @@ struct Epoch {
     k_ms: u32,
     /// NewReno's window (section 4.3).
     w_est: u32,
-    /// Bytes acknowledged since `w_est` last grew.
-    est_acked: u32,
-    /// What is left of a byte's growth, in parts of the window.
+    /// What is left of a byte's growth of `w_est` and of the window, in parts of the window.
+    est_carry: u32,
     carry: u32,
 }
 
@@ -62,19 +61,20 @@ pub struct Cubic {
     prior_w_max: u32,
     /// There is a reduction that can be taken back.
     undoable: bool,
-    paced: bool,
+    growth_segments: u8,
 }
 
 impl Cubic {
-    /// For a new connection; `paced`: what it sends is clocked out.
-    pub fn new(paced: bool) -> Self {
+    /// For a new connection whose window one ACK grows by so many segments in slow start at most;
+    /// [`u8::MAX`]: by any number.
+    pub fn new(growth_segments: u8) -> Self {
         Self {
-            phase: Phase::Start(HyStart::new(paced)),
+            phase: Phase::Start(HyStart::new(growth_segments)),
             w_max: 0,
             prior: Window { cwnd: 0, ssthresh: 0 },
             prior_w_max: 0,
             undoable: false,
-            paced,
+            growth_segments,
         }
     }
 
@@ -105,7 +105,7 @@ impl Cubic {
             // K = cbrt(missing segments / 0.4) seconds.
             k_ms: cube_root(u64::from(missing) * 2_500_000_000 / u64::from(mss)),
             w_est: window.cwnd,
-            est_acked: 0,
+            est_carry: 0,
             carry: 0,
         }
     }
@@ -140,12 +140,13 @@ impl Cubic {
 
         // Section 4.3: alpha_cubic = 3 (1 - 0.7) / (1 + 0.7) = 9/17 of a segment for each window,
         // until the window is what it was before the reduction; then a whole one, as NewReno.
-        epoch.est_acked = epoch.est_acked.saturating_add(delivered);
+        // Byte by byte: where windows are small and losses frequent, a step of a segment would often
+        // not be reached before the next reduction.
         let whole = if epoch.w_est < self.prior.cwnd { cwnd * 17 / 9 } else { cwnd };
-        if u64::from(epoch.est_acked) >= whole {
-            epoch.est_acked -= whole as u32;
-            epoch.w_est = epoch.w_est.saturating_add(mss);
-        }
+        let growth =
+            u64::from(delivered.min(window.cwnd)) * u64::from(mss) + u64::from(epoch.est_carry);
+        epoch.est_carry = (growth % whole) as u32;
+        epoch.w_est = epoch.w_est.saturating_add((growth / whole) as u32);
         let now = curve(self.w_max, epoch.k_ms, elapsed_ms, mss);
         if now < epoch.w_est {
             next = next.max(epoch.w_est);
@@ -169,7 +170,7 @@ impl Controller for Cubic {
                 return;
             }
             self.phase = Phase::Between;
-            let limit = if self.paced { u32::MAX } else { ack.mss.saturating_mul(8) };
+            let limit = growth_max(self.growth_segments, ack.mss);
             delivered = slow_start(window, delivered, limit);
             if delivered == 0 {
                 return;
@@ -218,7 +219,7 @@ impl Controller for Cubic {
         window.cwnd = window.cwnd.max(self.prior.cwnd);
         window.ssthresh = window.ssthresh.max(self.prior.ssthresh);
         self.phase = if window.ssthresh == u32::MAX {
-            Phase::Start(HyStart::new(self.paced))
+            Phase::Start(HyStart::new(self.growth_segments))
         } else {
             Phase::Between
         };
@@ -270,7 +271,7 @@ mod tests {
     const MSS: u32 = 1000;
 
     fn cubic() -> Cubic {
-        Cubic::new(false)
+        Cubic::new(8)
     }
 
     fn ack(now_us: u64, srtt_us: u32, delivered: u32) -> Ack {
@@ -463,9 +464,9 @@ mod tests {
 
     /// Segments lost in the first slow start, with HyStart++ and without.
     fn slow_start_losses(link: Link) -> [u64; 2] {
-        [Phase::Start(HyStart::new(true)), Phase::Between].map(|phase| {
+        [Phase::Start(HyStart::new(u8::MAX)), Phase::Between].map(|phase| {
             let mut sim = Sim::new(link, 7);
-            let cubic = Cubic { phase, ..Cubic::new(true) };
+            let cubic = Cubic { phase, ..Cubic::new(u8::MAX) };
             let flow = sim.add(Congestion(Box::new(Kind::Cubic(cubic))));
             let mut now_us = 0;
             while sim.flow(flow).window.ssthresh == u32::MAX {
@@ -502,7 +503,7 @@ mod tests {
     #[test]
     fn an_application_that_limits_keeps_the_window() {
         let mut sim = Sim::new(Link::default().queue_bdps(1), 2);
-        let flow = sim.add(Congestion::new(Algorithm::Cubic, false));
+        let flow = sim.add(Congestion::new(Algorithm::Cubic, 8));
         sim.bound(flow, 5 * sim.link.mss);
         sim.run_until(20_000_000);
         assert_eq!(sim.flow(flow).window.cwnd, 10 * sim.link.mss);
@@ -521,9 +522,9 @@ mod tests {
         let link =
             Link { bytes_per_s: 12_500_000, rtt_us: 40_000, ..Link::default() }.queue_bdps(1);
         let mut sim = Sim::new(link, 3);
-        let first = sim.add(Congestion::new(Algorithm::Cubic, false));
+        let first = sim.add(Congestion::new(Algorithm::Cubic, 8));
         sim.run_until(20_000_000);
-        let second = sim.add(Congestion::new(Algorithm::Cubic, false));
+        let second = sim.add(Congestion::new(Algorithm::Cubic, 8));
         sim.run_until(80_000_000);
         let before = [first, second].map(|flow| sim.flow(flow).delivered);
         sim.run_until(180_000_000);

@@ -27,9 +27,15 @@ pub struct Dctcp {
 }
 
 impl Dctcp {
-    /// For a new connection; `paced`: what it sends is clocked out.
-    pub fn new(paced: bool) -> Self {
-        Self { reno: NewReno::new(paced), alpha: ONE, delivered: 0, marked: 0, window_end: 0 }
+    /// As [`NewReno::new`].
+    pub fn new(growth_segments: u8) -> Self {
+        Self {
+            reno: NewReno::new(growth_segments),
+            alpha: ONE,
+            delivered: 0,
+            marked: 0,
+            window_end: 0,
+        }
     }
 
     /// RFC 8257 section 3.3, steps 1 to 8.
@@ -125,7 +131,7 @@ mod tests {
 
     #[test]
     fn alpha_is_the_share_of_marks() {
-        let mut dctcp = Dctcp::new(false);
+        let mut dctcp = Dctcp::new(8);
         let mut window = Window { cwnd: 100 * MSS, ssthresh: 100 * MSS };
         let mut total = 0;
         assert_eq!(dctcp.on_congestion(&window, Signal::Ecn, 0, MSS, 0), 50 * MSS);
@@ -146,7 +152,7 @@ mod tests {
 
     #[test]
     fn one_window_moves_alpha_by_a_sixteenth() {
-        let mut dctcp = Dctcp::new(false);
+        let mut dctcp = Dctcp::new(8);
         let mut window = Window { cwnd: 10 * MSS, ssthresh: 10 * MSS };
         let mut total = 0;
         // The first ACK ends the window that nothing was sent in.
@@ -170,7 +176,7 @@ mod tests {
             ..Link::default()
         };
         let mut sim = Sim::new(link, 5);
-        let flows = [0, 1].map(|_| sim.add(Congestion::new(Algorithm::Dctcp, false)));
+        let flows = [0, 1].map(|_| sim.add(Congestion::new(Algorithm::Dctcp, 8)));
         sim.run_until(500_000);
         sim.reset_queue_record();
         let before = flows.map(|flow| sim.flow(flow).delivered);
@@ -188,7 +194,7 @@ mod tests {
         let link = Link { bytes_per_s: 1_250_000, rtt_us: 40_000, ..Link::default() }.queue_bdps(1);
         let windows = [Algorithm::Dctcp, Algorithm::NewReno].map(|algorithm| {
             let mut sim = Sim::new(link, 1);
-            let flow = sim.add(Congestion::new(algorithm, false));
+            let flow = sim.add(Congestion::new(algorithm, 8));
             sim.run_until(30_000_000);
             (sim.flow(flow).window, sim.flow(flow).delivered, sim.flow(flow).lost)
         });

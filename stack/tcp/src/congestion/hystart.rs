@@ -23,10 +23,6 @@ const CSS_GROWTH_DIVISOR: u32 = 4;
 /// How many rounds it may last.
 const CSS_ROUNDS: u8 = 5;
 
-/// Segments by which one ACK grows the window of a sender that does not pace (L of RFC 9406
-/// section 4.2). Who paces has no limit.
-const L_UNPACED: u32 = 8;
-
 /// No sample.
 const INFINITE: u32 = u32::MAX;
 
@@ -41,13 +37,18 @@ pub(super) struct HyStart {
     round_end: u32,
     samples: u8,
     css_rounds: u8,
-    /// What is sent is clocked out, so that a wide ACK causes no burst.
-    paced: bool,
+    /// L of RFC 9406 section 4.2: see [`growth_max`].
+    growth_segments: u8,
     started: bool,
 }
 
+/// Bytes by which one ACK grows the window in slow start at most; [`u8::MAX`] segments are any number.
+pub(super) const fn growth_max(segments: u8, mss: u32) -> u32 {
+    if segments == u8::MAX { u32::MAX } else { mss.saturating_mul(segments as u32) }
+}
+
 impl HyStart {
-    pub(super) const fn new(paced: bool) -> Self {
+    pub(super) const fn new(growth_segments: u8) -> Self {
         Self {
             last_round_min_us: INFINITE,
             current_round_min_us: INFINITE,
@@ -55,14 +56,14 @@ impl HyStart {
             round_end: 0,
             samples: 0,
             css_rounds: 0,
-            paced,
+            growth_segments,
             started: false,
         }
     }
 
-    /// Whether what follows was `paced`.
-    pub(super) const fn is_paced(&self) -> bool {
-        self.paced
+    /// What it was made with.
+    pub(super) const fn growth_segments(&self) -> u8 {
+        self.growth_segments
     }
 
     const fn in_css(&self) -> bool {
@@ -72,7 +73,7 @@ impl HyStart {
     /// Grows the window (RFC 9406 section 4.2). `true`: slow start is over, and the threshold is
     /// the window.
     pub(super) fn on_ack(&mut self, window: &mut Window, ack: &Ack) -> bool {
-        let limit = if self.paced { u32::MAX } else { ack.mss.saturating_mul(L_UNPACED) };
+        let limit = growth_max(self.growth_segments, ack.mss);
         let mut growth = ack.delivered.min(limit);
         if self.in_css() {
             growth /= CSS_GROWTH_DIVISOR;
@@ -171,7 +172,7 @@ mod tests {
 
     #[test]
     fn growing_delay_slows_growth_and_then_ends_it() {
-        let mut hystart = HyStart::new(true);
+        let mut hystart = HyStart::new(u8::MAX);
         let mut window = Window { cwnd: 10 * MSS, ssthresh: u32::MAX };
         let mut total = 0;
         assert!(!round(&mut hystart, &mut window, &mut total, 20, 40_000));
@@ -197,7 +198,7 @@ mod tests {
 
     #[test]
     fn shrinking_delay_resumes_slow_start() {
-        let mut hystart = HyStart::new(true);
+        let mut hystart = HyStart::new(u8::MAX);
         let mut window = Window { cwnd: 10 * MSS, ssthresh: u32::MAX };
         let mut total = 0;
         round(&mut hystart, &mut window, &mut total, 20, 40_000);
@@ -212,7 +213,7 @@ mod tests {
 
     #[test]
     fn few_samples_and_small_differences_prove_nothing() {
-        let mut hystart = HyStart::new(true);
+        let mut hystart = HyStart::new(u8::MAX);
         let mut window = Window { cwnd: 10 * MSS, ssthresh: u32::MAX };
         let mut total = 0;
         for rtt_us in [1_000, 4_900, 8_800, 12_700] {
@@ -226,11 +227,11 @@ mod tests {
     }
 
     #[test]
-    fn without_pacing_a_wide_ack_counts_for_eight_segments() {
+    fn a_wide_ack_counts_for_so_many_segments() {
         let ack = Ack { delivered: 20 * MSS, mss: MSS, ..Ack::default() };
-        for (paced, segments) in [(false, 8), (true, 20)] {
+        for (most, segments) in [(1, 1), (8, 8), (u8::MAX, 20)] {
             let mut window = Window { cwnd: 10 * MSS, ssthresh: u32::MAX };
-            HyStart::new(paced).on_ack(&mut window, &ack);
+            HyStart::new(most).on_ack(&mut window, &ack);
             assert_eq!(window.cwnd, (10 + segments) * MSS);
         }
     }

@@ -173,6 +173,12 @@ pub trait Controller {
         window_pacing_rate(window, srtt_us)
     }
 
+    /// The path is known, or guessed, to carry so many bytes a second: a controller with a model of
+    /// its rate starts from there.
+    fn set_rate(&mut self, bytes_per_s: u64) {
+        let _ = bytes_per_s;
+    }
+
     /// Whether recovery leaves the window alone.
     fn owns_window(&self) -> bool {
         false
@@ -221,13 +227,14 @@ enum Kind {
 const _: () = assert!(size_of::<Kind>() <= 56);
 
 impl Congestion {
-    /// A controller for a new connection; `paced`: what it sends is clocked out. Allocates.
-    pub(crate) fn new(algorithm: Algorithm, paced: bool) -> Self {
+    /// A controller for a new connection whose window one ACK grows by so many segments in slow start
+    /// at most. Allocates.
+    pub(crate) fn new(algorithm: Algorithm, growth_segments: u8) -> Self {
         Self(Box::new(match algorithm {
-            Algorithm::Cubic => Kind::Cubic(Cubic::new(paced)),
-            Algorithm::NewReno => Kind::NewReno(NewReno::new(paced)),
+            Algorithm::Cubic => Kind::Cubic(Cubic::new(growth_segments)),
+            Algorithm::NewReno => Kind::NewReno(NewReno::new(growth_segments)),
             Algorithm::Bbr => Kind::Bbr(Box::default()),
-            Algorithm::Dctcp => Kind::Dctcp(Box::new(Dctcp::new(paced))),
+            Algorithm::Dctcp => Kind::Dctcp(Box::new(Dctcp::new(growth_segments))),
         }))
     }
 
@@ -299,6 +306,10 @@ impl Controller for Congestion {
     #[inline]
     fn pacing_rate(&self, window: &Window, srtt_us: u32, mss: u32) -> u64 {
         dispatch!(&*self.0, pacing_rate(window, srtt_us, mss))
+    }
+
+    fn set_rate(&mut self, bytes_per_s: u64) {
+        dispatch!(&mut *self.0, set_rate(bytes_per_s))
     }
 
     fn owns_window(&self) -> bool {

@@ -19,12 +19,13 @@ pub struct NewReno {
 }
 
 impl NewReno {
-    /// For a new connection; `paced`: what it sends is clocked out.
-    pub fn new(paced: bool) -> Self {
+    /// For a new connection whose window one ACK grows by so many segments in slow start at most;
+    /// [`u8::MAX`]: by any number.
+    pub fn new(growth_segments: u8) -> Self {
         Self {
             acked: 0,
             prior: Window { cwnd: 0, ssthresh: 0 },
-            hystart: HyStart::new(paced),
+            hystart: HyStart::new(growth_segments),
             first_start: true,
             after_timeout: false,
         }
@@ -76,8 +77,9 @@ impl Controller for NewReno {
         self.remember(window);
         self.after_timeout = false;
         // RFC 5681 equation (4): half of what is out, which is not cwnd if the application or the
-        // peer's window holds the sender back.
-        (flight / 2).max(mss.saturating_mul(2)).min(CWND_MAX)
+        // peer's window holds the sender back; and, section 3.2, without what limited transmit has
+        // added to it.
+        (flight.min(window.cwnd) / 2).max(mss.saturating_mul(2)).min(CWND_MAX)
     }
 
     fn on_timeout(
@@ -108,7 +110,7 @@ impl Controller for NewReno {
         self.prior.cwnd = 0;
         self.after_timeout = false;
         if window.ssthresh == u32::MAX {
-            self.hystart = HyStart::new(self.hystart.is_paced());
+            self.hystart = HyStart::new(self.hystart.growth_segments());
             self.first_start = true;
         }
     }
@@ -140,7 +142,7 @@ mod tests {
 
     #[test]
     fn slow_start_counts_bytes_with_a_limit() {
-        let mut reno = NewReno::new(false);
+        let mut reno = NewReno::new(8);
         let mut window = Window { cwnd: 10_000, ssthresh: u32::MAX };
         reno.on_ack(&mut window, &ack(300));
         assert_eq!(window.cwnd, 10_300);
@@ -150,14 +152,17 @@ mod tests {
         assert_eq!(window, Window { cwnd: 1000, ssthresh: 4000 });
         reno.on_ack(&mut window, &ack(9_000));
         assert_eq!(window.cwnd, 2000);
-        window.ssthresh = reno.on_congestion(&window, Signal::Loss, 40_000, 1000, 0);
+        window.cwnd = 40_000;
+        // What limited transmit has added does not count.
+        window.ssthresh = reno.on_congestion(&window, Signal::Loss, 42_000, 1000, 0);
+        window.cwnd = 2000;
         reno.on_ack(&mut window, &ack(9_000));
         assert_eq!(window, Window { cwnd: 4000, ssthresh: 20_000 });
     }
 
     #[test]
     fn avoidance_adds_a_segment_a_window() {
-        let mut reno = NewReno::new(false);
+        let mut reno = NewReno::new(8);
         let mut window = Window { cwnd: 10_000, ssthresh: 10_000 };
         for _ in 0..9 {
             reno.on_ack(&mut window, &ack(1000));
@@ -169,7 +174,7 @@ mod tests {
 
     #[test]
     fn a_second_time_out_keeps_the_threshold() {
-        let mut reno = NewReno::new(false);
+        let mut reno = NewReno::new(8);
         let before = Window { cwnd: 20_000, ssthresh: u32::MAX };
         let mut window = before;
         reno.on_timeout(&mut window, 20_000, 1000, true, 0);
@@ -181,7 +186,7 @@ mod tests {
 
     #[test]
     fn a_spurious_reduction_is_taken_back_once() {
-        let mut reno = NewReno::new(false);
+        let mut reno = NewReno::new(8);
         let before = Window { cwnd: 20_000, ssthresh: u32::MAX };
         let mut window = before;
         window.ssthresh = reno.on_congestion(&window, Signal::Loss, 20_000, 1000, 0);
@@ -196,7 +201,7 @@ mod tests {
 
     #[test]
     fn silence_costs_the_window_but_not_the_way_back() {
-        let mut reno = NewReno::new(false);
+        let mut reno = NewReno::new(8);
         let mut window = Window { cwnd: 40_000, ssthresh: 20_000 };
         reno.on_idle(&mut window, 10_000, 1_000_000, 0);
         assert_eq!(window, Window { cwnd: 10_000, ssthresh: 30_000 });
@@ -207,7 +212,7 @@ mod tests {
 
     #[test]
     fn recovery_and_an_idle_application_grow_nothing() {
-        let mut reno = NewReno::new(false);
+        let mut reno = NewReno::new(8);
         for ssthresh in [10_000, u32::MAX] {
             let mut window = Window { cwnd: 10_000, ssthresh };
             for _ in 0..100 {
@@ -220,7 +225,7 @@ mod tests {
 
     #[test]
     fn the_window_never_overflows() {
-        let mut reno = NewReno::new(false);
+        let mut reno = NewReno::new(8);
         let mut window = Window { cwnd: CWND_MAX - 1, ssthresh: u32::MAX };
         reno.on_ack(&mut window, &Ack { mss: 60_000, ..ack(u32::MAX) });
         assert_eq!(window.cwnd, CWND_MAX);
@@ -232,7 +237,7 @@ mod tests {
     fn on_a_path_it_is_a_saw() {
         let link = Link { bytes_per_s: 1_250_000, rtt_us: 40_000, ..Link::default() }.queue_bdps(1);
         let mut sim = Sim::new(link, 1);
-        let flow = sim.add(Congestion::new(Algorithm::NewReno, false));
+        let flow = sim.add(Congestion::new(Algorithm::NewReno, 8));
         sim.run_until(10_000_000);
         let mut reductions = 0;
         let mut increments = 0;

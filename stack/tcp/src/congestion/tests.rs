@@ -24,7 +24,7 @@ fn pacing_fills_a_growing_window() {
 #[test]
 fn a_controller_knows_its_name() {
     for algorithm in Algorithm::ALL {
-        let congestion = Congestion::new(algorithm, true);
+        let congestion = Congestion::new(algorithm, u8::MAX);
         assert_eq!(congestion.algorithm(), algorithm);
         let ecn = if algorithm == Algorithm::Dctcp { EcnUse::Dctcp } else { EcnUse::Classic };
         assert_eq!(congestion.uses_ecn(), ecn);
@@ -40,6 +40,7 @@ enum Told {
     Timeout(u32, bool),
     Undo,
     Idle(u64),
+    Rate(u64),
     Sent(u32, u32),
 }
 
@@ -100,6 +101,7 @@ fn told() -> impl Strategy<Value = Told> {
         1 => (number(), any::<bool>()).prop_map(|(flight, first)| Told::Timeout(flight, first)),
         1 => Just(Told::Undo),
         1 => wide().prop_map(Told::Idle),
+        1 => wide().prop_map(Told::Rate),
         2 => (number(), number()).prop_map(|(bytes, flight)| Told::Sent(bytes, flight)),
     ]
 }
@@ -112,13 +114,13 @@ proptest! {
     #[test]
     fn nothing_breaks_a_controller(
         which in 0..Algorithm::ALL.len(),
-        paced: bool,
+        growth_segments: u8,
         mss in 88..=65_535u32,
         segments in 1..=10u8,
         clock: bool,
         told in prop::collection::vec(told(), 1..150),
     ) {
-        let mut controller = Congestion::new(Algorithm::ALL[which], paced);
+        let mut controller = Congestion::new(Algorithm::ALL[which], growth_segments);
         let mut window = Window { cwnd: initial_window(segments, mss), ssthresh: u32::MAX };
         controller.on_open(&mut window, mss, 0);
         let mut now_us = 0u64;
@@ -151,6 +153,7 @@ proptest! {
                     let initial = initial_window(segments, mss);
                     controller.on_idle(&mut window, initial, idle_us, now_us);
                 }
+                Told::Rate(bytes_per_s) => controller.set_rate(bytes_per_s),
                 Told::Sent(bytes, flight) => controller.on_sent(bytes, flight, now_us),
             }
             prop_assert!((mss..=CWND_MAX).contains(&window.cwnd), "{:?} {:?}", told, window);

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::{Config, SliceSlab, TcpStats};
+use crate::{Config, Ecn, SliceSlab, TcpStats};
 
 const MSS_LIMIT: u16 = 1460;
 const TS_OFFSET: u32 = 0xffff_fff0;
@@ -103,6 +103,39 @@ fn what_was_agreed_comes_back() {
         assert!(info.cwnd_bytes >= 10 * u32::from(info.mss_bytes).min(1448));
         assert_eq!(info.rto_us, Config::default().initial_rto_us);
         tcb.release(&mut side.slices);
+    }
+}
+
+#[test]
+fn ecn_comes_back_where_it_was_agreed_on() {
+    let ask = Flags::SYN | Flags::ECE | Flags::CWR;
+    for (ecn, stamped, asked, agreed) in [
+        (Ecn::Accept, true, true, true),
+        (Ecn::Accept, true, false, false),
+        (Ecn::Accept, false, true, false),
+        (Ecn::Off, true, true, false),
+    ] {
+        let mut side = Side::new(Config { ecn, ..Config::default() });
+        let options = syn_options(1460, Some(7), true, stamped);
+        let flags = if asked { ask } else { Flags::SYN };
+        let answer = side.answer(at(100), &header(77, 0, flags, options.as_slice()));
+        assert_eq!(answer.flags.contains(Flags::ECE), agreed);
+        assert!(!answer.flags.contains(Flags::CWR));
+        let options = ack_options(&answer);
+        let ack = header(78, answer.seq.0.wrapping_add(1), Flags::ACK, options.as_slice());
+        let (mut tcb, _) = side.accept(at(101), names(), &ack).expect("its cookie");
+        assert_eq!(tcb.uses_ecn(), agreed);
+        tcb.release(&mut side.slices);
+    }
+}
+
+#[test]
+fn cookies_of_ipv6_know_of_jumbo_frames() {
+    assert_eq!(mss_table(names())[7], 1460);
+    let six = ("[2001:db8::1]:80".parse().unwrap(), "[2001:db8::2]:5000".parse().unwrap());
+    assert_eq!(mss_table(six)[7], 8940);
+    for table in [MSS_TABLE_V4, MSS_TABLE_V6] {
+        assert!(table.is_sorted() && table[0] == MSS_MIN, "{table:?}");
     }
 }
 

@@ -163,6 +163,7 @@ impl Tcb {
             self.alert(env, before, echo, &mut progress);
         }
         self.control(env, before, &progress, rtt_us);
+        self.judge_trial(env);
         self.rearm_after(env, acked, &progress);
         self.sync_flight(env);
     }
@@ -390,7 +391,9 @@ impl Tcb {
 
     fn judge_anew(&mut self, env: &mut Env<'_>, ece: bool) {
         if self.anything_lost(env) {
-            self.enter_recovery(env);
+            if !self.trial_is_lost(env) {
+                self.enter_recovery(env);
+            }
         } else {
             self.try_to_open(env, ece);
         }

@@ -30,6 +30,7 @@ pub(crate) use undo::Undo;
 
 use crate::congestion::{Controller, Signal};
 use crate::flight::{Fate, Flight, Record, Records};
+use crate::mtu::Trial;
 use crate::recovery::scoreboard::Progress;
 use crate::segment::Segment;
 use crate::slab::NIL;
@@ -55,6 +56,16 @@ pub enum CongestionState {
     Recovery,
     /// A retransmission time-out is being recovered from.
     Loss,
+}
+
+impl Flight {
+    /// What is lost was not lost to congestion: it is repaired without a reduction, until all that was
+    /// sent before `max` is acknowledged.
+    pub(crate) fn begin_repair(&mut self, max: SeqNumber) {
+        self.high_seq = max;
+        self.undo = Undo::default();
+        self.probe = Probe::default();
+    }
 }
 
 impl Tcb {
@@ -109,19 +120,15 @@ impl Tcb {
         if out == 0 {
             return true;
         }
-        flight.push(records, (self.snd_una, self.snd_nxt), sent_us, out);
-        match records.get_mut(flight.head) {
-            Some(record) => {
-                record.segments = out.div_ceil(u32::from(self.mss)).min(0xffff) as u16;
-                true
-            }
-            None => {
-                flights.close(self.flight);
-                self.flight = NIL;
-                env.stats.flight_full += 1;
-                false
-            }
+        let segments = out.div_ceil(u32::from(self.mss)).min(0xffff) as u16;
+        flight.push(records, (self.snd_una, self.snd_nxt), segments, sent_us, out);
+        if flight.head == NIL {
+            flights.close(self.flight);
+            self.flight = NIL;
+            env.stats.flight_full += 1;
+            return false;
         }
+        true
     }
 
     /// As [`Self::open_flight`], and the flight tells of the oldest number that is out: one that was
@@ -172,10 +179,10 @@ impl Tcb {
     }
 
     /// Records that the numbers from `snd_nxt`, which was `snd_max`, up to `end` were sent for the
-    /// first time, while others are in flight.
+    /// first time, in so many segments, while others are in flight.
     #[inline(never)]
-    pub(crate) fn record_sent(&mut self, env: &mut Env<'_>, end: SeqNumber) {
-        self.record(env, end);
+    pub(crate) fn record_sent(&mut self, env: &mut Env<'_>, end: SeqNumber, segments: u16) {
+        self.record(env, end, segments);
         self.last_send_ticks = env.now_ticks();
         // RFC 6298 section 5.1; and RFC 8985 section 7.2 for as long as nothing is lost: the time
         // for a probe starts anew with what is sent.
@@ -184,7 +191,7 @@ impl Tcb {
         }
     }
 
-    fn record(&mut self, env: &mut Env<'_>, end: SeqNumber) {
+    fn record(&mut self, env: &mut Env<'_>, end: SeqNumber, segments: u16) {
         let (start, now_us) = (self.snd_nxt, env.now_us());
         if !self.open_flight(env) {
             self.sent_64ns = env.now_64ns();
@@ -211,7 +218,7 @@ impl Tcb {
             flight.out_max_bytes = out;
             flight.usage_seq = end;
         }
-        flight.push(records, (start, end), now_us, tx_flight);
+        flight.push(records, (start, end), segments, now_us, tx_flight);
         if flight.head == NIL {
             // As if there were no memory for a flight: what comes next would stand for the oldest.
             self.close_flight(env);
@@ -257,6 +264,7 @@ impl Tcb {
         let repair = self.ca_state != CongestionState::Open
             || !flight.is_plain()
             || flight.probe.is_out()
+            || flight.trial.end.is_some()
             || flight.undo.marker.is_some();
         self.facts.set(Facts::REPAIR, repair);
         self.marks.set(Marks::PROBED, flight.probe.is_out());
@@ -313,9 +321,12 @@ impl Tcb {
 
     /// Begins an episode of window reduction (RFC 9937 section 6.1).
     pub(crate) fn begin_reduction(&mut self, env: &mut Env<'_>, why: Signal) {
-        let (mss, flight_bytes) = (u32::from(self.mss), self.flight());
+        let (mss, mut flight_bytes) = (u32::from(self.mss), self.flight());
         let now_us = env.now.as_micros();
         let cwnd = self.window.cwnd;
+        if let Some(window) = self.retreat(env) {
+            flight_bytes = flight_bytes.min(window);
+        }
         self.window.ssthresh =
             self.congestion.on_congestion(&self.window, why, flight_bytes, mss, now_us);
         if let Some((flight, _)) = env.slices.flights.get_mut(self.flight) {
@@ -373,6 +384,7 @@ impl Tcb {
         self.left_out = flight.left_out();
         if reduced {
             self.congestion.on_undo(&mut self.window);
+            self.advance_again(env);
             self.facts.remove(Facts::CWR_DUE);
         }
         if reducing == CongestionState::Recovery {
@@ -390,7 +402,8 @@ impl Tcb {
             self.stalled_ticks = env.now_ticks();
         }
         let (mss, now_us) = (u32::from(self.mss), env.now_us());
-        let flight_bytes = self.flight();
+        let most = if repeated { None } else { self.retreat(env) }.unwrap_or(u32::MAX);
+        let flight_bytes = self.flight().min(most);
         self.facts.remove(Facts::TIMING);
         self.marks.remove(Marks::NEW_FIRST);
         self.reo_persist = self.reo_persist.saturating_sub(u8::from(!repeated));
@@ -430,6 +443,7 @@ impl Tcb {
             flight.undo.frto = state < CongestionState::Recovery || repeated;
             flight.high_seq = self.snd_max;
             flight.probe = Probe::default();
+            flight.trial = Trial::default();
             self.left_out = flight.left_out();
         }
         self.congestion.on_timeout(
@@ -480,6 +494,10 @@ impl Tcb {
         let (mss, max) = (u32::from(self.mss), self.snd_max);
         let mut progress = Progress::default();
         let Some((flight, records)) = env.slices.flights.get_mut(self.flight) else { return };
+        if !self.facts.contains(Facts::SACK) {
+            flight.sacked_bytes = 0;
+            flight.sacked_segments = 0;
+        }
         let mut index = flight.head;
         while let Some(&record) = records.get(index) {
             if record.len() > mss {
@@ -488,9 +506,7 @@ impl Tcb {
             index = record.next;
         }
         if progress.lost != 0 && self.ca_state != CongestionState::Loss {
-            flight.high_seq = max;
-            flight.undo = Undo::default();
-            flight.probe = Probe::default();
+            flight.begin_repair(max);
             self.ca_state = CongestionState::Loss;
         }
         self.sync_flight(env);
@@ -515,6 +531,9 @@ impl Tcb {
     pub(crate) fn resend(&mut self, env: &mut Env<'_>, out: &mut Segment, index: u32) -> bool {
         let Some(record) = env.slices.flights.records.get(index).copied() else { return false };
         let seq = record.start;
+        if self.lacks(env, seq) {
+            return false;
+        }
         self.fill(env, out, seq, Flags::ACK);
         let room = self.less_options(out, u32::from(self.mss));
         let data = record.end.min(self.snd_end).distance(seq).max(0) as u32;
@@ -525,7 +544,12 @@ impl Tcb {
             end += 1;
         }
         let last = seq + sent == self.snd_end;
-        if sent != 0 && (last || self.send_queue.record_ends_at(env.slices, seq + sent)) {
+        // A run that is lost as a whole, and for which there is room, is one again, as in Linux.
+        let run_ends = record.is(Fate::RUN_END) && end == record.end;
+        let run = end != record.end
+            && (record.is(Fate::RUN_END) || self.pipe() + record.len() <= self.window.cwnd);
+        let pushed = last || run_ends || self.send_queue.record_ends_at(env.slices, seq + sent);
+        if sent != 0 && pushed {
             out.flags |= Flags::PSH;
         }
         env.stats.bytes_out += u64::from(sent);
@@ -534,6 +558,13 @@ impl Tcb {
         let mut first = false;
         if let Some((flight, records)) = env.slices.flights.get_mut(self.flight) {
             let coarse = end != record.end && !flight.split(records, index, end);
+            let next = records.get(index).map_or(NIL, |record| record.next);
+            if run
+                && !coarse
+                && let Some(rest) = records.get_mut(next)
+            {
+                rest.fate.insert(Fate::RUN_END);
+            }
             flight.resend(records, index, coarse, now_us, tx_flight);
             flight.prr.out = flight.prr.out.saturating_add(end.bytes_since(seq));
             flight.undo.note_resent(stamp);

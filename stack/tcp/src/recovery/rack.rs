@@ -3,7 +3,7 @@
 //! A segment is lost if another one, sent after it, was delivered, and more than a round trip and
 //! the reordering window have passed since it was sent.
 
-use crate::flight::{Flight, Record, Records};
+use crate::flight::{Fate, Flight, Record, Records};
 use crate::rate::sent_after;
 use crate::recovery::CongestionState;
 use crate::recovery::scoreboard::Progress;
@@ -32,14 +32,11 @@ pub(crate) struct Rack {
 impl Rack {
     /// A segment was delivered (RFC 8985 section 6.2, step 2).
     #[inline]
-    pub(crate) fn advance(&mut self, record: &Record, now_us: u32, min_rtt_us: u32) {
-        let rtt_us = now_us.wrapping_sub(record.sent_us);
-        if record.is(crate::flight::Fate::EVER_RESENT) && rtt_us < min_rtt_us {
-            // Too early for the repetition: it was the first one that arrived.
-            return;
-        }
+    pub(crate) fn advance(&mut self, record: &Record, now_us: u32) {
         self.advanced = true;
-        self.rtt_us = rtt_us;
+        if !record.is(Fate::VAGUE) || !self.known {
+            self.rtt_us = now_us.wrapping_sub(record.sent_us);
+        }
         if !self.known || sent_after(record.place(), self.place) {
             self.known = true;
             self.place = record.place();

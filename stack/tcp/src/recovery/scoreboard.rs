@@ -80,8 +80,13 @@ impl Flight {
         progress: &mut Progress,
     ) {
         progress.delivered += record.len();
+        if record.is(Fate::EVER_RESENT) && now_us.wrapping_sub(record.sent_us) < min_rtt_us {
+            // Too early for the repetition: it was the first one that arrived, of which nothing is
+            // known any more (RFC 8985 section 6.2, step 2).
+            return;
+        }
         progress.rate = RateStart::later(progress.rate, record);
-        self.rack.advance(record, now_us, min_rtt_us);
+        self.rack.advance(record, now_us);
     }
 
     /// Everything before `ack` has arrived.
@@ -101,7 +106,7 @@ impl Flight {
                 break;
             }
             let whole = record.end.le(ack);
-            let acked = if whole { record } else { Record { end: ack, ..record } };
+            let acked = if whole { record } else { record.until(ack) };
             let len = acked.len();
             if record.is(Fate::SACKED) {
                 self.sacked_bytes -= len.min(self.sacked_bytes);
@@ -114,8 +119,10 @@ impl Flight {
                     progress.resent = true;
                 } else {
                     let sent_us = record.sent_us;
-                    let first = progress.acked_sent_us.map_or(sent_us, |(first, _)| first);
-                    progress.acked_sent_us = Some((first, sent_us));
+                    if !acked.is(Fate::VAGUE) {
+                        let first = progress.acked_sent_us.map_or(sent_us, |(first, _)| first);
+                        progress.acked_sent_us = Some((first, sent_us));
+                    }
                     if acked.end.le(self.high_seq) {
                         progress.original = true;
                     }
@@ -150,7 +157,14 @@ impl Flight {
     /// A part of the first record was acknowledged, for which the sums are right already.
     fn trim_head(&mut self, records: &mut Records, ack: SeqNumber) {
         let Some(record) = records.get_mut(self.head) else { return };
+        let (segments, whole) = (u64::from(record.segments), u64::from(record.len()));
         record.start = ack;
+        // Those that are left, the one that was cut among them.
+        record.segments = (segments * u64::from(record.len())).div_ceil(whole.max(1)) as u16;
+        if record.is(Fate::SACKED) {
+            let gone = segments as u32 - u32::from(record.segments);
+            self.sacked_segments -= gone.min(self.sacked_segments);
+        }
         if record.is(Fate::COARSE) {
             // What was sent again has arrived; the rest was not sent again yet.
             let len = record.len();
@@ -193,10 +207,7 @@ impl Flight {
             if from.ge(end) {
                 continue;
             }
-            let mut index = at.unwrap_or_else(|| match records.get(self.sack_hint) {
-                Some(hint) if hint.start.le(from) => self.sack_hint,
-                _ => self.head,
-            });
+            let mut index = at.unwrap_or_else(|| self.near(records, from));
             while let Some(&record) = records.get(index) {
                 if record.start.ge(end) {
                     break;
@@ -233,6 +244,29 @@ impl Flight {
         }
     }
 
+    /// A record at or below `at`, found from the nearest of three places, so that a walk is short
+    /// wherever a peer's blocks stand.
+    fn near(&self, records: &Records, at: SeqNumber) -> u32 {
+        let below = |index: u32| records.get(index).map(|record| at.distance(record.start));
+        let head = below(self.head).unwrap_or(0);
+        let mut index = match below(self.sack_hint) {
+            Some(hint) if hint >= 0 => return self.sack_hint,
+            Some(hint) if -hint < head => self.sack_hint,
+            _ => self.head,
+        };
+        let last = self.last_index();
+        if index == self.head && below(last).is_some_and(|last| last.abs() < head) {
+            index = last;
+        }
+        while let Some(record) = records.get(index)
+            && record.start.gt(at)
+            && index != self.head
+        {
+            index = record.prev;
+        }
+        index
+    }
+
     /// Makes the numbers from `low` up to `high`, which lie in one record, a record of their own.
     fn cut_out(
         &mut self,
@@ -266,8 +300,10 @@ impl Flight {
         self.note_delivered(&record, now_us, min_rtt_us, progress);
         if !record.is(Fate::EVER_RESENT) {
             let sent_us = record.sent_us;
-            let first = progress.sacked_sent_us.map_or(sent_us, |(first, _)| first);
-            progress.sacked_sent_us = Some((first, sent_us));
+            if !record.is(Fate::VAGUE) {
+                let first = progress.sacked_sent_us.map_or(sent_us, |(first, _)| first);
+                progress.sacked_sent_us = Some((first, sent_us));
+            }
             if record.end.le(self.high_seq) {
                 progress.original = true;
             }
@@ -366,6 +402,7 @@ impl Flight {
         if !record.is(Fate::RESENT) {
             self.resent_bytes += len;
         }
+        record.fate.remove(Fate::MERGED | Fate::VAGUE);
         record.fate.insert(Fate::RESENT | Fate::EVER_RESENT);
         record.fate.set(Fate::COARSE, coarse);
         record.fate.set(Fate::APP_LIMITED, rate.app_limited_until != 0);

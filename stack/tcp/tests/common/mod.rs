@@ -88,6 +88,10 @@ pub struct End {
     /// The most that was ever in flight beyond the congestion window.
     pub cwnd_excess: i64,
     sent_until: Option<SeqNumber>,
+    /// Segments that it fills in at once, for the link to cut.
+    pub segments_max: u16,
+    /// Those of a run that are cut, but not on the link yet.
+    cut: VecDeque<Frame>,
 }
 
 impl End {
@@ -107,6 +111,8 @@ impl End {
             shrunk_by: 0,
             cwnd_excess: i64::MIN,
             sent_until: None,
+            segments_max: 44,
+            cut: VecDeque::new(),
         }
     }
 
@@ -172,7 +178,11 @@ impl End {
     /// The next segment.
     pub fn transmit(&mut self, now: Instant) -> Option<Frame> {
         self.tcb.as_ref()?;
+        if let Some(frame) = self.cut.pop_front() {
+            return Some(frame);
+        }
         let mut out = std::mem::take(&mut self.out);
+        out.segments_max = self.segments_max;
         let sent = self.with(now, |tcb, env| tcb.transmit(env, &mut out));
         self.out = out;
         if !sent {
@@ -181,10 +191,25 @@ impl End {
         }
         let out = &self.out;
         let payload: Vec<u8> = out.payload.iter().flat_map(|slice| slice.to_vec()).collect();
-        assert!(payload.len() + out.options.len() <= usize::from(self.mss_limit).max(88));
-        let mut frame =
-            Frame::make(out.seq, out.ack, out.flags, out.window, out.options.as_slice(), &payload);
-        frame.ecn = out.ecn;
+        let size = if out.gso_bytes == 0 { payload.len() } else { usize::from(out.gso_bytes) };
+        assert!(size + out.options.len() <= usize::from(self.mss_limit).max(88));
+        assert!(payload.len() <= size * usize::from(out.segments_max));
+        let mut seq = out.seq;
+        let mut rest = payload.as_slice();
+        loop {
+            let (piece, behind) = rest.split_at(size.min(rest.len()));
+            let flags = if behind.is_empty() { out.flags } else { out.flags - Flags::PSH };
+            let options = out.options.as_slice();
+            let mut frame = Frame::make(seq, out.ack, flags, out.window, options, piece);
+            frame.ecn = out.ecn;
+            self.cut.push_back(frame);
+            seq += piece.len() as u32;
+            rest = behind;
+            if rest.is_empty() {
+                break;
+            }
+        }
+        let frame = self.cut.pop_front()?;
         let info = self.tcb.as_ref().unwrap().info();
         let established = !matches!(
             info.state,

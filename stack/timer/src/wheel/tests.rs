@@ -27,10 +27,10 @@ fn a_node_is_24_bytes_and_an_id_has_a_niche() {
 #[test]
 fn a_timer_fires_in_the_first_tick_after_its_deadline() {
     let mut wheel = TimerWheel::with_capacity(4, Instant::ZERO);
-    for (nanos, tick) in [(5 * 1024, 5), (5 * 1024 + 1, 6), (6 * 1024 - 1, 6)] {
+    for (nanos, tick) in [(5 * TICK_NANOS, 5), (5 * TICK_NANOS + 1, 6), (6 * TICK_NANOS - 1, 6)] {
         wheel.insert(Instant::from_nanos(nanos), 7).unwrap();
         assert_eq!(wheel.next_deadline(), at_tick(tick));
-        assert_eq!(wheel.pop_expired(Instant::from_nanos((tick << 10) - 1)), None);
+        assert_eq!(wheel.pop_expired(Instant::from_nanos(tick * TICK_NANOS - 1)), None);
         assert_eq!(wheel.pop_expired(at_tick(tick)), Some(7));
         wheel = TimerWheel::with_capacity(4, Instant::ZERO);
     }

@@ -15,7 +15,7 @@ struct Arguments {
     /// What is written.
     #[arg(long, default_value = "docs/tcp.md")]
     output: PathBuf,
-    /// What was measured of Linux, if it was.
+    /// What `make bench ONLY=tcp.goodput.cells` measured beside Linux, if it was run.
     #[arg(long, default_value = "target/bench/tcp-linux.json")]
     linux: PathBuf,
 }

@@ -453,6 +453,12 @@ impl Controller for Bbr {
         rate.clamp(u64::from(mss.max(1)), RATE_MAX)
     }
 
+    /// In the place of what the initial window and the first round trip would give (section 5.6.2).
+    fn set_rate(&mut self, bytes_per_s: u64) {
+        self.has_rtt = true;
+        self.pacing_rate = bytes_per_s.min(RATE_MAX);
+    }
+
     fn owns_window(&self) -> bool {
         true
     }

@@ -21,7 +21,7 @@ fn bbr(sim: &Sim, flow: usize) -> &Bbr {
 fn start(link: Link, flows: usize) -> Sim {
     let mut sim = Sim::new(link, 11);
     for _ in 0..flows {
-        sim.add(Congestion::new(Algorithm::Bbr, true));
+        sim.add(Congestion::new(Algorithm::Bbr, u8::MAX));
     }
     sim
 }
@@ -82,7 +82,7 @@ fn a_shallow_queue_costs_little() {
 fn two_flows_share() {
     let mut sim = start(path().queue_bdps(4), 1);
     sim.run_until(10_000_000);
-    sim.add(Congestion::new(Algorithm::Bbr, true));
+    sim.add(Congestion::new(Algorithm::Bbr, u8::MAX));
     sim.run_until(50_000_000);
     let before = [0, 1].map(|flow| sim.flow(flow).delivered);
     sim.reset_queue_record();
@@ -98,7 +98,7 @@ fn two_flows_share() {
 #[test]
 fn neither_it_nor_cubic_starves() {
     let mut sim = start(path().queue_bdps(4), 1);
-    sim.add(Congestion::new(Algorithm::Cubic, true));
+    sim.add(Congestion::new(Algorithm::Cubic, u8::MAX));
     sim.run_until(20_000_000);
     let before = [0, 1].map(|flow| sim.flow(flow).delivered);
     sim.run_until(60_000_000);

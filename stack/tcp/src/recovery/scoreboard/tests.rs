@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::flight::{Flights, RECORDS_MAX};
+use crate::flight::{FINE_RECORDS, Flights, RECORDS_MAX};
 
 const MSS: u32 = 1000;
 /// The numbers of the flight wrap.
@@ -14,7 +14,7 @@ fn flight(flights: &mut Flights, segments: u32, tail: u32) -> u32 {
     for at in 0..segments {
         let start = UNA + at * MSS;
         let len = if at + 1 == segments { tail } else { MSS };
-        flight.push(records, (start, start + len), at, (at + 1) * MSS);
+        flight.push(records, (start, start + len), 1, at, (at + 1) * MSS);
     }
     index
 }
@@ -42,6 +42,36 @@ fn check(flights: &Flights, index: u32) {
     }
     assert_eq!(sacked, flight.sacked_bytes);
     assert_eq!(count, flights.records_used());
+}
+
+/// Cumulative ACKs that end within what was selectively acknowledged.
+#[test]
+fn what_is_sacked_is_counted_by_segments_whatever_is_trimmed() {
+    let mut flights = Flights::with_capacity(1, 64);
+    let index = flight(&mut flights, 10, MSS);
+    take(&mut flights, index, &[(0, 8_000)]);
+    let (flight, records) = flights.get_mut(index).unwrap();
+    assert_eq!(flight.sacked_segments, 8);
+    let mut progress = Progress::default();
+    for ack in 1..=8 {
+        flight.advance(records, UNA + ack * MSS, UNA, 1, 1, &mut progress);
+        assert_eq!(flight.sacked_segments, 8 - ack);
+    }
+    assert_eq!(flight.sacked_bytes, 0);
+    flight.mark_lost_by_count(records, MSS, 3, &mut progress);
+    assert_eq!(progress.lost, 0);
+}
+
+#[test]
+fn a_run_with_a_short_tail_is_cut_between_its_segments() {
+    let mut flights = Flights::with_capacity(1, 64);
+    let index = flights.open(UNA);
+    let (flight, records) = flights.get_mut(index).unwrap();
+    flight.push(records, (UNA, UNA + 3_100), 4, 0, 3_100);
+    assert_eq!(take(&mut flights, index, &[(1_000, 2_000)]).delivered, 1_000);
+    let delivered = take(&mut flights, index, &[(1_000, 2_000), (3_000, 3_100)]).delivered;
+    assert_eq!(delivered, 100);
+    assert_eq!(flights.get(index).unwrap().0.sacked_segments, 2);
 }
 
 #[test]
@@ -94,7 +124,8 @@ fn what_is_taken_back_is_news_again() {
 fn a_flight_has_so_many_records() {
     let mut flights = Flights::with_capacity(1, 100_000);
     let index = flight(&mut flights, 60_000, MSS);
-    assert!((900..=1_100).contains(&flights.records_used()), "{}", flights.records_used());
+    let fine = FINE_RECORDS as usize;
+    assert!((fine..fine + 500).contains(&flights.records_used()), "{}", flights.records_used());
     for at in (1..60_000).step_by(2) {
         take(&mut flights, index, &[(at * MSS, (at + 1) * MSS)]);
     }
@@ -104,6 +135,37 @@ fn a_flight_has_so_many_records() {
     let (flight, records) = flights.get_mut(index).unwrap();
     flight.advance(records, UNA + 60_000 * MSS, UNA, 1, 1, &mut Progress::default());
     assert_eq!((flights.records_used(), flights.get(index).unwrap().0.left_out()), (0, 0));
+}
+
+/// What is known of a record of several moments is the last of them.
+#[test]
+fn a_part_of_what_was_sent_at_several_times_measures_nothing() {
+    let mut flights = Flights::with_capacity(1, 4);
+    // The last record stands for segments sent from 3 us on to 9 us.
+    let index = flight(&mut flights, 10, MSS);
+    let (flight, records) = flights.get_mut(index).unwrap();
+    let mut progress = Progress::default();
+    flight.advance(records, UNA + 3_000, UNA, 1_000, 1, &mut progress);
+    assert_eq!(progress.acked_sent_us, Some((0, 2)));
+    let mut progress = Progress::default();
+    flight.advance(records, UNA + 4_000, UNA, 1_000, 1, &mut progress);
+    assert_eq!((progress.delivered, progress.acked_sent_us), (1_000, None));
+    let sacked = take(&mut flights, index, &[(6_000, 8_000)]);
+    assert_eq!((sacked.delivered, sacked.sacked_sent_us), (2_000, None));
+    let sacked = take(&mut flights, index, &[(9_000, 10_000)]);
+    assert_eq!((sacked.delivered, sacked.sacked_sent_us), (1_000, Some((9, 9))));
+    check(&flights, index);
+}
+
+/// Blocks may come from anywhere.
+#[test]
+fn any_place_is_found_from_any_other() {
+    let mut flights = Flights::with_capacity(1, 1_000);
+    let index = flight(&mut flights, 400, MSS);
+    for at in [399, 0, 200, 190, 210, 10, 390, 300, 100, 1, 398] {
+        assert_eq!(take(&mut flights, index, &[(at * MSS, (at + 1) * MSS)]).delivered, MSS);
+        check(&flights, index);
+    }
 }
 
 proptest! {
