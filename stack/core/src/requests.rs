@@ -50,7 +50,7 @@ struct Shared<Q, R> {
     /// A bit for each queue that is not empty.
     occupied: u64,
     /// Workers that have nothing to do.
-    idle: VecDeque<Waker>,
+    idle: VecDeque<(Option<u32>, Waker)>,
     /// Workers that have, the longest first, with what they work on.
     busy: VecDeque<(u32, Rc<Reply<R>>)>,
 }
@@ -178,17 +178,18 @@ impl<Q, R> Call<Q, R> {
         queue.queues[priority].push_back(waiting);
         queue.occupied |= 1 << priority;
         queue.waiting += 1;
-        match queue.idle.pop_front() {
-            Some(worker) => worker.wake(),
-            // All work for others: the one that has for longest is waited for.
-            None => {
-                if let (Some(client), Some((worker, _))) = (client, queue.busy.front()) {
-                    let worker = *worker;
-                    queue.stack.state().with_standings(|standings, changed| {
-                        standings.wait(client, worker, changed)
-                    });
-                }
+        let worker = match queue.idle.pop_front() {
+            Some((worker, waker)) => {
+                waker.wake();
+                worker
             }
+            // All work for others: the one that has for longest is waited for.
+            None => queue.busy.front().map(|(worker, _)| *worker),
+        };
+        if let (Some(client), Some(worker)) = (client, worker) {
+            // So that it comes to its turn at all.
+            let mut state = queue.stack.state();
+            state.with_standings(|standings, changed| standings.wait(client, worker, changed));
         }
         drop(queue);
         Ok(Self { shared: Rc::clone(shared), reply })
@@ -213,8 +214,9 @@ impl<Q, R> RequestQueue<Q, R> {
             match shared.pop() {
                 Some(taken) => Poll::Ready(taken),
                 None => {
-                    if !shared.idle.iter().any(|waker| waker.will_wake(cx.waker())) {
-                        shared.idle.push_back(cx.waker().clone());
+                    if !shared.idle.iter().any(|(_, waker)| waker.will_wake(cx.waker())) {
+                        let worker = shared.stack.0.executor.current();
+                        shared.idle.push_back((worker, cx.waker().clone()));
                     }
                     Poll::Pending
                 }
