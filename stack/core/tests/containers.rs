@@ -8,7 +8,8 @@ use std::rc::Rc;
 use common::host::{Host, ask, serve_datagrams};
 use common::{pattern, server_at};
 use millstream_core::{
-    ContainerId, ContainerSpec, Disposition, ListenError, RxPolicy, Stack, TcpStream,
+    ContainerId, ContainerSpec, Disposition, Limits, ListenError, RxPolicy, Scheduling, Stack,
+    TcpStream,
 };
 use millstream_timer::{Clock, Stage};
 
@@ -142,9 +143,10 @@ fn an_innocent_client_hardly_notices_a_flood_of_another_service() {
     assert!(flooded <= 2 * calm, "{flooded} us after {calm} us");
 }
 
-/// Connections opened, asked once, and closed, a second; by one client that does so on and on.
+/// Connections that 16 clients opened, asked once and closed, over and over, in 50 ms.
 fn requests_under_syns(rate: f64, filtered: bool) -> u64 {
-    let mut host = Host::new(RxPolicy::Lrp);
+    let limits = Limits { connections: 1024, channel_packets: 4096, ..common::small_limits() };
+    let mut host = Host::with(RxPolicy::Lrp, Scheduling::default(), limits);
     let stack = host.stack();
     let low = ContainerSpec { priority: 1, ..ContainerSpec::new("attackers") };
     let ids = stack.create_containers(&[ContainerSpec::new("clients"), low]).unwrap();
@@ -172,18 +174,20 @@ fn requests_under_syns(rate: f64, filtered: bool) -> u64 {
         stack.spawn_in(id, accept).unwrap();
     }
     let done = counter();
-    let (client, count) = (host.client.clone(), Rc::clone(&done));
-    let asking = async move {
-        loop {
-            let Ok(stream) = client.connect(server_at(80)).await else { continue };
-            let _ = stream.write_all(b"question").await;
-            if matches!(stream.read_buf().await, Ok(Some(_))) {
-                count.set(count.get() + 1);
+    for _ in 0..16 {
+        let (client, count) = (host.client.clone(), Rc::clone(&done));
+        let asking = async move {
+            loop {
+                let Ok(stream) = client.connect(server_at(80)).await else { continue };
+                let _ = stream.write_all(b"question").await;
+                if matches!(stream.read_buf().await, Ok(Some(_))) {
+                    count.set(count.get() + 1);
+                }
+                stream.abort();
             }
-            stream.abort();
-        }
-    };
-    host.client.spawn(asking).unwrap();
+        };
+        host.client.spawn(asking).unwrap();
+    }
     host.syns(80, rate);
     host.run_for(50_000);
     assert_eq!(stack.rx_metrics().unaccounted(), 0);
@@ -343,7 +347,7 @@ fn switching_policies_loses_nothing() {
 /// The worst that a request of high priority waits, in microseconds, while workers are at work for
 /// requests of low priority that take `low_micros`, and something in between wants the processor.
 fn worst_blocking(low_micros: u64) -> u64 {
-    let scheduling = millstream_core::Scheduling { turn_us: 2, ..Default::default() };
+    let scheduling = Scheduling { turn_us: 2, ..Scheduling::default() };
     let mut host = Host::with(RxPolicy::Lrp, scheduling, common::small_limits());
     let stack = host.stack();
     let at = |name: &str, priority| ContainerSpec { priority, ..ContainerSpec::new(name) };
@@ -364,6 +368,8 @@ fn worst_blocking(low_micros: u64) -> u64 {
         };
         stack.spawn_in(ids[3], worker).unwrap();
     }
+    // Until the workers wait for requests.
+    host.run_for(100);
     let low = asking.clone();
     let often = async move {
         loop {
