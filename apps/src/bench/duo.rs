@@ -277,6 +277,8 @@ fn server(
     let future = async move {
         stack.sleep(WARM_UP).await;
         let before = (stack.now(), cpu_seconds(), served.get(), events.get(), stack.metrics());
+        // It ticked while the shard was made, too.
+        let ticks_before = stack.backup_ticks().unwrap_or_default();
         stack.clear_trigger_stats();
         stack.sleep(setup.span).await;
         let seconds = stack.now().nanos_since(before.0).max(1) as f64 / 1e9;
@@ -291,7 +293,9 @@ fn server(
             event_rate: (events.get() - before.3) as f64 / seconds,
             cpu: (cpu_seconds() - before.1) / seconds,
             sleeps: metrics.sleeps - before.4.sleeps,
-            backup: stack.backup_ticks(),
+            backup: stack
+                .backup_ticks()
+                .map(|(ticks, missed)| (ticks - ticks_before.0, missed - ticks_before.1)),
         });
         stack
     };
@@ -509,6 +513,8 @@ impl Link for Belled {
     fn flush(&mut self) {
         self.link.flush();
         let theirs = &self.bell.theirs;
+        // The ring's own order does not keep this from looking before the frames are there.
+        std::sync::atomic::fence(Ordering::SeqCst);
         if std::mem::take(&mut self.sent)
             && theirs.armed.load(Ordering::SeqCst)
             && theirs.armed.swap(false, Ordering::SeqCst)

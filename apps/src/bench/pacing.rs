@@ -105,12 +105,18 @@ impl Link for Noting {
     }
 }
 
-fn shard<L: Link>(address: Ipv4Addr, link: L, tcp: &Config) -> Result<Shard<L, TscClock>, String> {
+/// A shard by `clock`: moments of two clocks cannot be compared, as each has an epoch of its own.
+fn shard<L: Link>(
+    address: Ipv4Addr,
+    link: L,
+    tcp: &Config,
+    clock: &TscClock,
+) -> Result<Shard<L, TscClock>, String> {
     let mut config = ShardConfig::new(Ipv4Config { address, prefix_len: 24, gateway: None });
     config.tcp = tcp.clone();
     let arena = Arena::new(&ArenaConfig::default()).map_err(|error| error.to_string())?;
     let disk = MemDisk::null(config.limits.disk_depth).map_err(|error| error.to_string())?;
-    Ok(Shard::new(config, link, TscClock::new(), arena, Box::new(disk)))
+    Ok(Shard::new(config, link, clock.clone(), arena, Box::new(disk)))
 }
 
 /// What one run told.
@@ -280,8 +286,8 @@ fn measure(args: &PacingArgs) -> Result<(Report, Histogram<u64>), String> {
     let clock = TscClock::new();
     let left: Rc<RefCell<Vec<(u16, Instant)>>> = Rc::default();
     let noting = Noting { link: far, clock: clock.clone(), left: Rc::clone(&left) };
-    let mut client = shard(CLIENT, near, &tcp)?;
-    let mut server = shard(*SERVER.ip(), noting, &tcp)?;
+    let mut client = shard(CLIENT, near, &tcp, &clock)?;
+    let mut server = shard(*SERVER.ip(), noting, &tcp, &clock)?;
     let streams: Rc<RefCell<HashMap<u16, Rc<TcpStream>>>> = Rc::default();
     let task = serve(server.stack().clone(), args.rate, Rc::clone(&streams));
     server.stack().spawn(task).map_err(|error| error.to_string())?;
@@ -423,6 +429,8 @@ mod tests {
         let (report, errors) = measure(&args).unwrap();
         // No bound on how well: the test may be descheduled between any two segments.
         assert!(report.segments > 100, "{report:?}");
+        // But the moments are of the same clock.
+        assert!(report.error_us.p50 < 10_000.0, "{report:?}");
         assert!(report.segments >= errors.len() + report.disturbed_segments);
         let text = show(&report, &errors);
         assert!(text.contains("2 streams of 100 Mbit/s each, 1 connections"), "{text}");

@@ -195,11 +195,8 @@ pub fn bit_rate(text: &str) -> Result<PacingRate, String> {
         format!("`{text}` is no rate; write bits of payload a second, such as \"8M\" or \"1.5G\"")
     };
     let unit = [('k', 1e3), ('M', 1e6), ('G', 1e9)];
-    let unit = unit.into_iter().find(|(letter, _)| text.ends_with(*letter));
-    let (digits, factor) = match unit {
-        Some((letter, factor)) => (text.trim_end_matches(letter), factor),
-        None => (text, 1.0),
-    };
+    let split = |(letter, factor): (char, f64)| Some((text.strip_suffix(letter)?, factor));
+    let (digits, factor) = unit.into_iter().find_map(split).unwrap_or((text, 1.0));
     let plain = digits.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
     let bits: f64 = digits.parse().ok().filter(|_| plain).ok_or_else(wrong)?;
     PacingRate::new((bits * factor / 8.0) as u64).map_err(|error| format!("`{text}`: {error}"))
@@ -277,6 +274,7 @@ mod tests {
             ("9000000G", "is beyond any link"),
             ("8 M", "is no rate"),
             ("8m", "is no rate"),
+            ("8MM", "is no rate"),
             ("-8M", "is no rate"),
             ("inf", "is no rate"),
             ("", "is no rate"),

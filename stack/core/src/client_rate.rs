@@ -105,7 +105,7 @@ impl TcpStream {
         let state = &mut *state;
         if let Some(conn) = state.conns.named_mut(self.id) {
             conn.tcb.set_pacing_rate(&mut env!(state), rate);
-            // What was held back may go now, or has another moment.
+            // What was held back may go now.
             conn.schedule_output(&mut state.output, self.id.number);
         }
     }

@@ -327,10 +327,12 @@ impl Executor {
         self.ready.doorbell.get()?.as_ref().map(AsFd::as_fd)
     }
 
-    /// The sleep is over.
-    pub fn wakes_up(&self) {
+    /// The sleep is over; `rung`: the doorbell was readable. It is silenced even if no task is pending:
+    /// who found the executor asleep may ring when it has long run the task, and a bell that rings on
+    /// would end every sleep.
+    pub fn wakes_up(&self, rung: bool) {
         self.ready.asleep.store(false, Ordering::Relaxed);
-        if self.ready.remote_pending.load(Ordering::Relaxed)
+        if (rung || self.ready.remote_pending.load(Ordering::Relaxed))
             && let Some(doorbell) = self.doorbell()
         {
             // Empty if the wake came just before the sleep's end.
@@ -597,11 +599,28 @@ mod tests {
         // Without a bound: a wake that is lost hangs.
         while rustix::event::poll(&mut fds, None).unwrap_or(0) == 0 {}
         woken.join().unwrap();
-        executor.wakes_up();
+        executor.wakes_up(true);
         assert!(!executor.falls_asleep(), "a task wants to run");
         executor.run(|| ());
         assert!(executor.falls_asleep());
-        executor.wakes_up();
+        executor.wakes_up(false);
+    }
+
+    /// Who wakes a task finds the executor asleep, and rings when the task has run already.
+    #[test]
+    fn a_doorbell_that_rings_late_ends_one_sleep() {
+        let executor = Executor::new(1);
+        assert!(executor.falls_asleep());
+        executor.wakes_up(false);
+        executor.ready.ring();
+        for rings in [true, false] {
+            assert!(executor.falls_asleep());
+            let doorbell = executor.doorbell().unwrap();
+            let mut fds = [rustix::event::PollFd::new(&doorbell, rustix::event::PollFlags::IN)];
+            let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+            assert_eq!(rustix::event::poll(&mut fds, Some(&now)).unwrap_or(0) > 0, rings);
+            executor.wakes_up(rings);
+        }
     }
 
     #[test]

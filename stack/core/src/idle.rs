@@ -52,7 +52,8 @@ impl<L: Link, C: Clock> Shard<L, C> {
             let deadline = state.wheel.next_deadline().min(state.containers.next_deadline());
             (deadline, state.splices.in_disk > 0, blocked)
         };
-        if disk_busy || blocked {
+        // What was sent last may have woken a task, which is no work of this turn.
+        if disk_busy || blocked || self.stack.0.executor.has_ready() {
             return std::hint::spin_loop();
         }
         if let Some(next) = self.poller.as_ref().and_then(|poller| poller.next()) {
@@ -128,11 +129,11 @@ impl<L: Link, C: Clock> Shard<L, C> {
         }
         let doorbell = inner.executor.doorbell();
         let event = self.link.rx_event().filter(|_| for_frames);
-        let came = wait(event, doorbell, nanos);
+        let (came, rung) = wait(event, doorbell, nanos);
         if let Some(backup) = backup {
             backup.resume();
         }
-        inner.executor.wakes_up();
+        inner.executor.wakes_up(rung);
         if nanos > 0 {
             let mut state = inner.state.borrow_mut();
             state.metrics.sleeps += 1;
@@ -145,9 +146,13 @@ impl<L: Link, C: Clock> Shard<L, C> {
     }
 }
 
-/// Waits until one of the descriptors is readable, or so long; whether the first one is. A signal
-/// ends it early, which does no harm.
-fn wait(event: Option<BorrowedFd<'_>>, doorbell: Option<BorrowedFd<'_>>, nanos: u64) -> bool {
+/// Waits until one of the descriptors is readable, or so long; which of them are. A signal ends it
+/// early, which does no harm.
+fn wait(
+    event: Option<BorrowedFd<'_>>,
+    doorbell: Option<BorrowedFd<'_>>,
+    nanos: u64,
+) -> (bool, bool) {
     let timeout = Timespec {
         tv_sec: (nanos / 1_000_000_000) as i64,
         tv_nsec: (nanos % 1_000_000_000) as i64,
@@ -158,5 +163,7 @@ fn wait(event: Option<BorrowedFd<'_>>, doorbell: Option<BorrowedFd<'_>>, nanos: 
         .map(|fd| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN))
         .collect();
     let ready = poll(&mut fds, Some(&timeout)).unwrap_or(0);
-    ready > 0 && event.is_some() && fds.first().is_some_and(|fd| !fd.revents().is_empty())
+    let is_up =
+        |fd: Option<&PollFd<'_>>| ready > 0 && fd.is_some_and(|fd| !fd.revents().is_empty());
+    (event.is_some() && is_up(fds.first()), doorbell.is_some() && is_up(fds.last()))
 }

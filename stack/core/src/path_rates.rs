@@ -142,7 +142,8 @@ impl State {
         let (_, remote) = self.endpoints(&key);
         let Some(path) = self.path_rates.find(remote.ip(), self.now) else { return };
         let in_use = self.conns.named(path.user).is_some_and(|user| {
-            user.tcb.known_start() == KnownStart::Failed || user.tcb.unacked_bytes() != 0
+            // One that has not sent yet will: a server's connections open before they are asked.
+            user.tcb.known_start() != KnownStart::Proven || user.tcb.unacked_bytes() != 0
         });
         if in_use || path.failures >= FAILURES_MAX {
             return;

@@ -149,7 +149,7 @@ impl PathMtus {
         let path = self.paths.iter().find(|path| path.destination == destination)?;
         let open = self.trial.is_none() && now >= path.search_at;
         // The last step is the whole: most paths carry what the link does, or nothing near it.
-        let first = path.high == path.most && path.high - path.mtu >= SEARCH_STEP;
+        let first = path.high == path.most && path.high.saturating_sub(path.mtu) >= SEARCH_STEP;
         let half = path.mtu + path.high.saturating_sub(path.mtu).div_ceil(2);
         (open && path.high > path.mtu).then_some(if first { path.most } else { half })
     }
@@ -250,6 +250,15 @@ mod tests {
         paths.lower(V6, 1400, 1500, true, now);
         assert_eq!(paths.next_trial(V6, now), None);
         assert_eq!(paths.next_trial(V6, at(1300)), Some(1500));
+    }
+
+    /// A router names more than a connection with a small MSS sends.
+    #[test]
+    fn a_path_wider_than_what_was_sent_is_not_searched() {
+        let mut paths = PathMtus::default();
+        paths.lower(V4, 1400, 576, true, at(0));
+        assert_eq!(paths.next_trial(V4, at(0)), None);
+        assert_eq!(paths.next_trial(V4, at(9999)), None);
     }
 
     #[test]

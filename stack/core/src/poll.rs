@@ -83,7 +83,8 @@ impl Poller {
     pub fn found(&mut self, frames: usize, now: Instant) {
         let span = now.nanos_since(self.last).min(SPAN_NANOS_MAX);
         self.last = now;
-        self.frames -= self.frames >> MEAN_SHIFT;
+        // Rounded up: a remainder that never goes would look like a trickle of frames.
+        self.frames -= self.frames.div_ceil(1 << MEAN_SHIFT);
         self.frames += (frames as u64) << PART_BITS;
         self.span_nanos -= self.span_nanos >> MEAN_SHIFT;
         self.span_nanos += span << PART_BITS;

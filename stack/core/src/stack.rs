@@ -214,7 +214,7 @@ impl Stack {
     }
 
     /// What trigger points saw so far, if that is recorded
-    /// ([`ShardConfig::trace_triggers`](crate::ShardConfig::trace_triggers)). A copy of 160 KiB.
+    /// ([`ShardConfig::trace_triggers`](crate::ShardConfig::trace_triggers)). A copy of 90 KiB.
     pub fn trigger_stats(&self) -> Option<TriggerStats> {
         self.state().triggers.as_deref().cloned()
     }

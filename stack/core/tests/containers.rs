@@ -225,7 +225,10 @@ fn connected(host: &mut Host, bytes: usize) -> (TcpStream, TcpStream) {
     let listener = host.stack().listen(server_at(80), 4).unwrap();
     let taken: Rc<RefCell<Vec<TcpStream>>> = Rc::default();
     let slot = Rc::clone(&taken);
-    let accept = async move { slot.borrow_mut().push(listener.accept().await.0) };
+    let accept = async move {
+        let (stream, _) = listener.accept().await;
+        slot.borrow_mut().push(stream);
+    };
     host.stack().spawn(accept).unwrap();
     let client = host.client.clone();
     let sent: Rc<RefCell<Vec<TcpStream>>> = Rc::default();
@@ -237,8 +240,8 @@ fn connected(host: &mut Host, bytes: usize) -> (TcpStream, TcpStream) {
     };
     host.client.spawn(send).unwrap();
     host.run_for(20_000);
-    let pair = (taken.borrow_mut().pop().unwrap(), sent.borrow_mut().pop().unwrap());
-    pair
+    let (ours, theirs) = (taken.borrow_mut().pop(), sent.borrow_mut().pop());
+    (ours.unwrap(), theirs.unwrap())
 }
 
 fn send(host: &Host, stream: TcpStream, bytes: usize) {

@@ -259,6 +259,32 @@ fn one_connection_at_a_time_starts_at_what_is_remembered() {
     assert_eq!(world.starts(), (1, 0));
 }
 
+/// A browser opens several connections and asks when all are open.
+#[test]
+fn connections_that_open_before_they_are_asked_are_no_exception() {
+    let mut world = World::new(Clocking::Rate, 100_000_000);
+    world.serve(|_| {});
+    world.download(4_000_000);
+    world.rest(2);
+    let done: Rc<RefCell<usize>> = Rc::default();
+    for _ in 0..4 {
+        let stack = world.client.0.stack().clone();
+        let count = Rc::clone(&done);
+        let task = async move {
+            let stream = stack.connect(SERVER_AT).await.unwrap();
+            stack.sleep(std::time::Duration::from_millis(100)).await;
+            stream.write_all(&400_000_u32.to_be_bytes()).await.unwrap();
+            while stream.read_buf().await.unwrap().is_some() {}
+            *count.borrow_mut() += 1;
+        };
+        world.client.0.stack().spawn(task).unwrap();
+    }
+    while *done.borrow() < 4 {
+        world.rest(1);
+    }
+    assert_eq!(world.starts().0, 1);
+}
+
 /// What a stream says of its start.
 #[test]
 fn a_stream_tells_how_it_started() {

@@ -187,7 +187,7 @@ impl Site {
         let tick = self.today.tick;
         let entry = self.cache.get_mut(slot)?;
         let page = entry.page.as_ref().filter(|page| page.tick == tick)?;
-        if now >= entry.valid_until || entry.uses < USES_BEFORE_FILL {
+        if now >= entry.valid_until || entry.uses < USES_BEFORE_FILL || !entry.is_current() {
             return None;
         }
         let head = Head::Shared(page.buf.clone());
@@ -275,7 +275,7 @@ impl Site {
         if let Some(slot) = self.cache.find(canonical)
             && let Some(entry) = self.cache.get_mut(slot)
         {
-            if now < entry.valid_until {
+            if now < entry.valid_until && entry.is_current() {
                 return Ok(slot);
             }
             match stat(&self.source, &name) {

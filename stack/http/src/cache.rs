@@ -105,6 +105,16 @@ impl Entry {
         &self.path
     }
 
+    /// Whether what it would send is what it was when it was looked at: a file that has changed since
+    /// would end its transfer, where it can be opened anew.
+    #[inline]
+    pub fn is_current(&self) -> bool {
+        match &self.content {
+            Content::File(file) => file.check_unchanged().is_ok(),
+            Content::Memory(_) => true,
+        }
+    }
+
     /// Bytes of arena buffers that it holds, the pages of heads not counted.
     fn held_bytes(&self) -> usize {
         match &self.content {

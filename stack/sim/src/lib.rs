@@ -26,7 +26,7 @@ pub use disk::{DiskConfig, SimDisk};
 pub use drive::{Node, drive, step};
 pub use flap::{Flapper, Flaps};
 pub use link::{SimLink, Wire, pair};
-pub use nic::{FLOOD_FRAME_MAX, Flood, HOST_MAC, Network, Nic, NicConfig, PeerLink};
+pub use nic::{Compose, FLOOD_FRAME_MAX, Flood, HOST_MAC, Network, Nic, NicConfig, PeerLink};
 pub use null::{NullConfig, NullNic, NullPeers};
 pub use rng::Rng;
 pub use stats::{DirectionStats, Fate};

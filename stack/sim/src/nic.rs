@@ -22,6 +22,9 @@ pub const FLOOD_FRAME_MAX: usize = 256;
 /// Passes of the others without any moving of their clock after which they are taken to be stuck.
 const PASSES_MAX: u32 = 1_000_000;
 
+/// Writes frame number n of a flood and returns its length.
+pub type Compose = Box<dyn FnMut(u64, &mut [u8; FLOOD_FRAME_MAX]) -> usize>;
+
 /// Frames that nobody waits an answer for, at a rate.
 pub struct Flood {
     /// From when on.
@@ -30,8 +33,8 @@ pub struct Flood {
     pub end: Instant,
     /// Frames a second, at random moments.
     pub rate: f64,
-    /// Writes frame number n and returns its length.
-    pub compose: Box<dyn FnMut(u64, &mut [u8; FLOOD_FRAME_MAX]) -> usize>,
+    /// What they are.
+    pub compose: Compose,
 }
 
 struct Source {
@@ -101,11 +104,12 @@ impl State {
                     self.ring.push_back(frame);
                 }
             } else if let Some(source) = source.and_then(|i| self.sources.get_mut(i)) {
-                if room && let Some(mut buf) = self.arena.alloc(SizeClass::Frame) {
-                    if let Some(bytes) = buf.first_chunk_mut() {
-                        let len = (source.flood.compose)(source.count, bytes);
-                        self.ring.push_back(buf.freeze(0..len));
-                    }
+                if room
+                    && let Some(mut buf) = self.arena.alloc(SizeClass::Frame)
+                    && let Some(bytes) = buf.first_chunk_mut()
+                {
+                    let len = (source.flood.compose)(source.count, bytes);
+                    self.ring.push_back(buf.freeze(0..len));
                 }
                 source.advance(&mut self.rng);
             }

@@ -75,7 +75,7 @@ impl Tcb {
         if let Some(rate) = self.fixed_pacing_rate()
             && self.acked_total == 0
         {
-            self.start_at(env, rate.bytes_per_s(), false);
+            self.start_at(env, rate.bytes_per_s(), None);
         }
     }
 
@@ -95,25 +95,28 @@ impl Tcb {
         let same = now_us >= rtt_us / 2 && now_us <= rtt_us.saturating_mul(10);
         same && self.acked_total == 0
             && self.fixed_pacing_rate().is_none()
-            && self.start_at(env, bytes_per_s / 2, true)
+            && self.start_at(env, bytes_per_s / 2, Some(rtt_us))
     }
 
     /// The connection was idle: a rate that the application has set is as good as before.
     pub(crate) fn restart_at_fixed_rate(&mut self, env: &mut Env<'_>) {
         if let Some(rate) = self.fixed_pacing_rate() {
-            self.start_at(env, rate.bytes_per_s(), false);
+            self.start_at(env, rate.bytes_per_s(), None);
         }
     }
 
-    fn start_at(&mut self, env: &mut Env<'_>, bytes_per_s: u64, remembered: bool) -> bool {
+    /// `seen_rtt_us`: the round-trip time with which the rate is remembered, if it is.
+    fn start_at(&mut self, env: &mut Env<'_>, bytes_per_s: u64, seen_rtt_us: Option<u32>) -> bool {
         let (mss, rtt_us) = (u32::from(self.mss), self.rtt.srtt_us());
         let idle = self.snd_una == self.snd_max && self.window.cwnd != 0;
         if env.config.clocking != Clocking::Rate || !idle || rtt_us == 0 {
             return false;
         }
-        let held = volume(bytes_per_s, rtt_us);
+        // A longer round trip than then may be a queue that is full already: no more than was seen
+        // to be held (careful-resume: the jump is at most half of the saved window).
+        let held = volume(bytes_per_s, seen_rtt_us.map_or(rtt_us, |seen| rtt_us.min(seen)));
         // An ACK for two segments comes a segment late, and a part of a segment is none.
-        let spare = if remembered { 0 } else { held / 8 + 4 * u64::from(mss) };
+        let spare = if seen_rtt_us.is_some() { 0 } else { held / 8 + 4 * u64::from(mss) };
         let bytes = (held + spare).min(u64::from(CWND_MAX)) as u32;
         let pacer = self.pacer.get_or_insert_default();
         if bytes <= self.window.cwnd || matches!(pacer.start, Start::Failed { .. }) {
@@ -163,7 +166,8 @@ impl Tcb {
             return;
         };
         pacer.start = Start::At { bytes_per_s, from, bytes };
-        self.window.cwnd = self.window.cwnd.max(bytes);
+        // It may have grown before the reduction, and all of that is out.
+        self.window.cwnd = self.window.cwnd.max(bytes).max(pipe);
         self.congestion.set_rate(bytes_per_s);
         env.stats.known_starts_failed -= 1;
     }

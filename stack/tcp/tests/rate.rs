@@ -276,6 +276,8 @@ fn a_remembered_rate_counts_half_and_only_on_the_same_path() {
     for (rtt_us, starts) in [(9_000, false), (11_000, true), (190_000, true), (210_000, false)] {
         assert_eq!(start(&config, rtt_us, 12_500_000).0, starts, "{rtt_us}");
     }
+    // A queue may be full that was empty: not ten times what the path held, but half of it.
+    assert_eq!(start(&config, 11_000, 12_500_000).1, 68_750);
     assert!(!start(&config, 100_000, 200_000).0, "less than the usual window");
     let auto = Config { clocking: Clocking::Auto, ..config };
     assert!(!start(&auto, 100_000, 12_500_000).0);

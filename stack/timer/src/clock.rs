@@ -64,7 +64,8 @@ const PAIR_NANOS_MAX: u64 = 20_000;
 /// How far the counter may run from the system's clock between two checks, in millionths, before it
 /// is not believed any more. Calibration is good to some tens, and NTP steers by at most 500.
 const DRIFT_PPM_MAX: u64 = 2_000;
-/// Over how many nanoseconds an error is worked off.
+/// Over how many nanoseconds an error is worked off; over twice the time between two checks if that is
+/// longer, since what was set is steered with until the next.
 const STEER_NANOS: i128 = 1_000_000_000;
 /// The most that steering changes the rate, in millionths, as the kernel's own.
 const STEER_PPM_MAX: i128 = 500;
@@ -210,7 +211,8 @@ impl TscClock {
         let rate = self.true_rate(pair, line.rate);
         let error = i128::from(here) - i128::from(pair.system_ns);
         let most = i128::from(rate) * STEER_PPM_MAX / 1_000_000;
-        let steer = (i128::from(rate) * error / STEER_NANOS).clamp(-most, most);
+        let over = STEER_NANOS.max(2 * i128::from(system));
+        let steer = (i128::from(rate) * error / over).clamp(-most, most);
         let rate = u64::try_from(i128::from(rate) - steer).unwrap_or(rate);
         self.line.set(Line { raw: pair.raw, nanos: here, rate });
     }
@@ -335,6 +337,19 @@ mod tests {
         assert!(end.abs_diff(21 * SECOND) < 1_000, "{end}");
         assert_ne!(clock.source(), ClockSource::SystemAfterDrift);
         assert!(clock.drift_ppm().abs() < 1.0, "{}", clock.drift_ppm());
+    }
+
+    /// An idle loop checks every eight seconds or so: it sleeps a second at a time.
+    #[test]
+    fn rare_checks_steer_no_further_than_need_be() {
+        let clock = by_hand(2500);
+        let raw_at = |ns: u64| 1000 + (u128::from(ns) * 25_001 / 10_000) as u64;
+        for check in 1..=40 {
+            let system_ns = check * 8 * SECOND;
+            clock.check_pair(Pair { raw: raw_at(system_ns), system_ns });
+        }
+        let end = clock.instant_of(raw_at(328 * SECOND)).as_nanos();
+        assert!(end.abs_diff(328 * SECOND) < 1_000, "{}", end as i64 - (328 * SECOND) as i64);
     }
 
     #[test]

@@ -43,7 +43,7 @@ impl TriggerSource {
 /// The longest span that a histogram tells from longer ones: a minute.
 const LONGEST_NANOS: u64 = 60_000_000_000;
 
-/// Histograms of what trigger points see, in nanoseconds: 160 KiB, taken at once. Recording
+/// Histograms of what trigger points see, in nanoseconds: 90 KiB, taken at once. Recording
 /// allocates nothing and costs some nanoseconds.
 #[derive(Clone, Debug)]
 pub struct TriggerStats {
@@ -58,7 +58,7 @@ impl TriggerStats {
     /// Nothing recorded.
     pub fn new() -> Self {
         let empty = || {
-            // Three digits: a hundredth of a microsecond shows where intervals are ten of them.
+            // Two digits: a tenth of a microsecond shows where intervals are ten of them.
             let mut histogram = Histogram::new_with_bounds(1, LONGEST_NANOS, 2)
                 .unwrap_or_else(|_| unreachable!("bounds are constants in order"));
             histogram.auto(false);

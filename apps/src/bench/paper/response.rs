@@ -49,7 +49,7 @@ struct Outcome {
     millis: f64,
     /// Packets that found the queue full.
     overflow: u64,
-    /// Most packets in the queue.
+    /// Segments that were sent again.
     sent_again: u64,
 }
 

@@ -217,10 +217,15 @@ impl Oracle {
             1 | 2 => {
                 let bytes = self.bytes(count);
                 let shared = region.slices().any(|slice| !slice.is_unique());
+                if self.below(4) == 0 {
+                    region.slices().for_each(IoBuf::memoize);
+                }
+                check_sums(&region);
                 match region.write(at, &bytes) {
                     Ok(copied) => {
                         assert!(copied == 0 || shared, "a copy without a reason");
                         model[at..at + count].copy_from_slice(&bytes);
+                        check_sums(&region);
                     }
                     // It may be written in part: content is unknown from here on.
                     Err(_) => return,
@@ -275,6 +280,14 @@ impl Oracle {
             assert!(audit.is_clean(), "buffers leaked: {audit:?}");
             assert_eq!(self.quota.used_bytes(), 0, "charges leaked");
         }
+    }
+}
+
+/// Sums that are remembered are those of the bytes as they are.
+fn check_sums(region: &Region) {
+    for slice in region.slices() {
+        let (sum, want) = (slice.sum_with(naive_sum), naive_sum(slice));
+        assert_eq!(sum % 0xffff, want % 0xffff, "a stale or wrong sum");
     }
 }
 

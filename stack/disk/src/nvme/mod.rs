@@ -1,28 +1,8 @@
 //! A driver for NVMe controllers, without the kernel: read only, polled, one queue of reads.
 //!
 //! [`NvmeQueue`] is a [`DiskQueue`](crate::DiskQueue) over a [`Device`], which lends registers and
-//! memory: [`Vfio`] behind an IOMMU, [`Sysfs`] without one (for those who accept what that means),
-//! or [`sim::SimDevice`], a controller in this process that can misbehave in every way we know.
-//!
-//! ```no_run
-//! use millstream_buf::{Arena, ArenaConfig, SizeClass};
-//! use millstream_disk::nvme::{NvmeConfig, open_vfio};
-//! use millstream_disk::{Completions, DiskQueue, Read};
-//!
-//! let arena = Arena::new(&ArenaConfig::default())?;
-//! let mut queue = open_vfio("0000:01:00.0", &arena, &NvmeConfig::default())?;
-//! let superblock = queue.read_at(1024, 128)?;
-//! let buf = arena.alloc(SizeClass::Block).expect("a fresh arena has buffers");
-//! let file = queue.file();
-//! queue.submit(Read { file, offset: 0, len: buf.len(), buf, token: 1 }).expect("an empty queue");
-//! queue.kick();
-//! let mut done = Completions::new();
-//! while done.is_empty() {
-//!     queue.poll(&mut done);
-//! }
-//! # let _ = superblock;
-//! # Ok::<(), Box<dyn std::error::Error>>(())
-//! ```
+//! memory. The one there is so far is [`sim::SimDevice`], a controller in this process that can misbehave
+//! in every way we know; access to hardware is not written yet.
 //!
 //! What goes wrong stays small. A read that fails is tried again where the device says that may
 //! help, and else fails alone. One that takes too long is aborted; if that does not help the
