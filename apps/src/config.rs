@@ -1,6 +1,7 @@
 //! The profile: a TOML file with one section for each part of the node.
 
 mod check;
+mod containers;
 mod sections;
 mod values;
 
@@ -14,6 +15,7 @@ use millstream::timer::BACKUP_HZ_MAX;
 use serde::{Deserialize, Serialize};
 
 use crate::error::AppError;
+pub use containers::ContainerSection;
 pub use sections::Huge;
 use sections::{
     DiskSection, DpdkSection, Driver, HttpSection, Ipv4Section, Ipv6Section, LimitsSection,
@@ -45,6 +47,9 @@ pub struct Config {
     pub http: HttpSection,
     /// The core that does the work.
     pub shard: ShardSection,
+    /// Who is charged and scheduled on it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub container: Vec<ContainerSection>,
 }
 
 impl Config {
@@ -257,6 +262,7 @@ impl Config {
         config.syn_cookies = self.tcp.syn_cookies.into();
         config.polling = self.shard.polling();
         config.timers = self.shard.timers();
+        config.rx = self.shard.rx.into();
         config.trace_triggers = self.shard.trigger_histogram;
         config.disk_net = self.disk.net.into();
         config.retention = self.disk.retention.into();

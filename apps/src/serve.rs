@@ -1,14 +1,15 @@
 //! `millstream serve`.
 
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use millstream::core::Stack;
+use millstream::core::{ContainerId, ContainerReport, Prefix, Stack, TcpListener};
 use millstream::http::FileServer;
 use millstream::link::LinkStats;
 
 use crate::bench::{grouped, nanos};
 use crate::cli::ServeArgs;
-use crate::config::Config;
+use crate::config::{Config, ContainerSection};
 use crate::error::AppError;
 use crate::node::Node;
 use crate::output::say;
@@ -32,20 +33,24 @@ pub fn run(args: &ServeArgs) -> Result<(), AppError> {
     let node = Node::open(&config)?;
     let address = config.listen_on(config.http.port);
     let stack = node.stack().clone();
-    let listener = stack.listen(address, config.http.backlog).map_err(AppError::usage)?;
+    let listeners = listeners(&stack, &config, address)?;
     let fills = node.fill_queue()?;
     let server = node.unpinned(|| FileServer::new(&stack, source, fills, config.http.server()));
     let (rate, client_rates) = config.http.pacing_rates();
-    listener.set_pacing_rates(rate, &client_rates);
+    for (listener, _) in &listeners {
+        listener.set_pacing_rates(rate, &client_rates);
+    }
     let urls = config.listens_on("http://", config.http.port);
     say(format_args!("serving {place} on {urls} | {}", node.facts()));
 
     let drain = Duration::from_secs(config.http.drain_s);
     let drained = server.clone();
     let (outcome, link) = node.run(|stack| async move {
-        let accepting = drained.clone();
-        let task = async move { accepting.serve(listener).await };
-        stack.spawn(task).map_err(AppError::runtime)?;
+        for (listener, container) in listeners {
+            let accepting = drained.clone();
+            let task = async move { accepting.serve(listener).await };
+            stack.spawn_in(container, task).map_err(AppError::runtime)?;
+        }
         while !stop.is_asked() {
             stack.sleep(LOOK_EVERY).await;
             match watch.take() {
@@ -75,6 +80,55 @@ pub fn run(args: &ServeArgs) -> Result<(), AppError> {
     }
     say(summary(&server, &stack, &link));
     Ok(())
+}
+
+/// Makes the containers of the profile, and a listener for each of their clients' prefixes.
+fn listeners(
+    stack: &Stack,
+    config: &Config,
+    address: SocketAddr,
+) -> Result<Vec<(TcpListener, ContainerId)>, AppError> {
+    let specs: Vec<_> = config.container.iter().map(ContainerSection::spec).collect();
+    let ids = stack.create_containers(&specs).map_err(AppError::usage)?;
+    let mut filters = Vec::new();
+    for (section, id) in config.container.iter().zip(ids) {
+        filters.extend(section.clients()?.into_iter().map(|prefix| (prefix, id)));
+    }
+    let backlog = config.http.backlog;
+    if filters.is_empty() {
+        let listener = stack.listen(address, backlog).map_err(AppError::usage)?;
+        return Ok(vec![(listener, ContainerId::DEFAULT)]);
+    }
+    // Whoever belongs to none of them, unless the profile says whose everybody is.
+    for all in [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()] {
+        let all = Prefix::of(all, 0).filter(|all| filters.iter().all(|(other, _)| other != all));
+        filters.extend(all.map(|all| (all, ContainerId::DEFAULT)));
+    }
+    let listen = |(prefix, id)| {
+        let listener = stack.listen_filtered(address, backlog, prefix, id);
+        Ok((listener.map_err(AppError::usage)?, id))
+    };
+    filters.into_iter().map(listen).collect()
+}
+
+/// What each container has used, if there are several.
+fn usages(stack: &Stack) -> Vec<String> {
+    let reports = stack.containers();
+    let busy: u64 = stack.metrics().busy_nanos.max(1);
+    let several = reports.len() > 2;
+    let line = |report: &ContainerReport| {
+        let usage = &report.usage;
+        let percent = usage.cpu_nanos as f64 * 100.0 / busy as f64;
+        let name = format!("container {}", report.name);
+        format!(
+            "{name:<30}{percent:.1} % of {} busy, {} services, throttled {} times, {} bytes held",
+            nanos(busy as f64),
+            usage.served,
+            usage.throttled,
+            usage.held_bytes
+        )
+    };
+    reports.iter().filter(|_| several).map(line).collect()
 }
 
 /// What was done, one line each; counters of what went wrong only if something did.
@@ -138,6 +192,7 @@ fn summary(server: &FileServer, stack: &Stack, link: &LinkStats) -> String {
             lines.push(("first segment after a waking", format!("p50 {p50} of {}", answers.len())));
         }
     }
-    let lines: Vec<_> = lines.iter().map(|(name, value)| format!("{name:<30}{value}")).collect();
+    let lines = lines.iter().map(|(name, value)| format!("{name:<30}{value}"));
+    let lines: Vec<_> = lines.chain(usages(stack)).collect();
     lines.join("\n")
 }

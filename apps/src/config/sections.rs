@@ -17,6 +17,8 @@ use serde::{Deserialize, Serialize};
 
 use super::values::{BitRate, Cidr, CidrV6, Mac, NetworkRate, PciAddress, Secret};
 
+use super::containers::RxMode;
+
 /// Kinds of links.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -763,6 +765,7 @@ pub struct ShardSection {
     /// 0: none.
     pub backup_hz: u32,
     pub trigger_histogram: bool,
+    pub rx: RxMode,
     pub cpu: Option<usize>,
 }
 
@@ -775,6 +778,7 @@ impl Default for ShardSection {
             timers: TimerMode::default(),
             backup_hz: 1000,
             trigger_histogram: false,
+            rx: RxMode::default(),
             cpu: None,
         }
     }

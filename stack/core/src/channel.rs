@@ -44,6 +44,12 @@ impl Default for Channel {
 }
 
 impl Channel {
+    /// Packets.
+    #[inline]
+    pub fn len(&self) -> u16 {
+        self.len
+    }
+
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.len == 0
@@ -129,6 +135,54 @@ impl ChannelSlab {
         packet
     }
 
+    /// Takes off what stands behind the first `count` packets of `channel`.
+    pub fn split_off(&self, channel: &mut Channel, count: u16) -> Channel {
+        if channel.len <= count || count == 0 {
+            return Channel::default();
+        }
+        let mut last = channel.head;
+        for _ in 1..count {
+            last = self.nodes.get(last as usize).map_or(NONE, |node| node.next);
+        }
+        let head = self.nodes.get(last as usize).map_or(NONE, |node| node.next);
+        let rest = Channel { head, len: channel.len - count, ..*channel };
+        channel.tail = last;
+        channel.len = count;
+        rest
+    }
+
+    /// Puts the packets of `rest` behind those of `channel`.
+    pub fn append(&mut self, channel: &mut Channel, rest: Channel) {
+        if rest.is_empty() {
+            return;
+        }
+        if channel.is_empty() {
+            *channel = Channel { scheduled: channel.scheduled, ..rest };
+            return;
+        }
+        if let Some(tail) = self.nodes.get_mut(channel.tail as usize) {
+            tail.next = rest.head;
+        }
+        channel.tail = rest.tail;
+        channel.len = channel.len.saturating_add(rest.len);
+    }
+
+    /// How many packets of `channel` come to `bytes` together: one at least, if it has any.
+    pub fn count_of_bytes(&self, channel: &Channel, bytes: usize) -> u16 {
+        let (mut at, mut count, mut sum) = (channel.head, 0, 0usize);
+        while count < channel.len
+            && let Some(node) = self.nodes.get(at as usize)
+        {
+            sum += node.packet.as_ref().map_or(0, |packet| packet.frame.len());
+            if sum > bytes && count > 0 {
+                break;
+            }
+            count += 1;
+            at = node.next;
+        }
+        count
+    }
+
     /// Drops all that `channel` holds; returns how many packets that were.
     pub fn clear(&mut self, channel: &mut Channel) -> u64 {
         let mut count = 0;
@@ -163,6 +217,11 @@ mod tests {
             let mut channels = [Channel::default(); 3];
             let mut models: [VecDeque<u16>; 3] = Default::default();
             for (n, (which, push)) in ops.into_iter().enumerate() {
+                // To cut a channel in two and join it again changes nothing.
+                let rest = slab.split_off(&mut channels[which], (n % 4) as u16);
+                slab.append(&mut channels[which], rest);
+                prop_assert_eq!(usize::from(slab.count_of_bytes(&channels[which], n % 4)),
+                    models[which].len().min((n % 4).max(1)));
                 if push {
                     let all: usize = models.iter().map(VecDeque::len).sum();
                     let expected = if models[which].len() == 4 { Err(Refused::ChannelFull) }

@@ -2,6 +2,8 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use crate::policy::{RxPolicy, Scheduling};
+
 /// The station's place in its network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ipv4Config {
@@ -181,6 +183,10 @@ pub struct ShardConfig {
     pub secret: [u8; 48],
     /// What listeners do under a flood of SYNs.
     pub syn_cookies: SynCookiePolicy,
+    /// When protocol work is done for what was received.
+    pub rx: RxPolicy,
+    /// How long things may take while containers share the core.
+    pub scheduling: Scheduling,
     /// When the link is asked for frames.
     pub polling: Polling,
     /// What makes the loop look for due timers.
@@ -207,6 +213,8 @@ impl ShardConfig {
             tcp: millstream_tcp::Config::default(),
             secret: random_secret(),
             syn_cookies: SynCookiePolicy::default(),
+            rx: RxPolicy::default(),
+            scheduling: Scheduling::default(),
             polling: Polling::default(),
             timers: TimerSource::default(),
             trace_triggers: false,

@@ -36,6 +36,8 @@ bitflags::bitflags! {
         const CLOSED = 1 << 7;
         /// Counted among the half-open ones of its listener.
         const HALF_OPEN = 1 << 8;
+        /// Its packets wait until the application reads.
+        const LAZY = 1 << 9;
         /// On the list of those that wait for a buffer.
         const PARKED = 1 << 10;
         /// The application has ended its direction while a file is being sent: after the file.
@@ -130,6 +132,12 @@ impl Conn {
             self.rearm(wheel, number);
         }
         events.intersects(Self::RARE_EVENTS) || (progress && self.splice != NONE)
+    }
+
+    /// Whether packets wait until the application reads, which it does now.
+    #[inline]
+    pub fn waits_for_reader(&self) -> bool {
+        self.facts.contains(Facts::LAZY) && !self.channel.is_empty()
     }
 
     /// Puts it on the list of those that wait for a buffer.

@@ -126,8 +126,22 @@ enum Slot {
     Running,
 }
 
+/// Tasks that one [`Executor::run`] polls at most: then the link is looked at again.
+const TASKS_A_RUN: u32 = 256;
+
+/// Datagrams that a task receives in one poll at most.
+pub(crate) const RECEIVES_A_RUN: u32 = 16;
+
+/// No task.
+const NOBODY: u32 = u32::MAX;
+
 /// Runs tasks on the thread that made it.
 pub(crate) struct Executor {
+    /// The task that is being polled.
+    current: Cell<u32>,
+    /// Datagrams that it may still receive in this poll.
+    receives_left: Cell<u32>,
+    receives: Cell<u32>,
     slots: RefCell<Slots>,
     ready: Arc<ReadyQueue>,
     polls: Cell<u64>,
@@ -149,6 +163,9 @@ impl Executor {
     pub fn new(tasks_max: usize) -> Self {
         let ring = (0..(tasks_max + 1).next_power_of_two()).map(|_| AtomicU32::new(0)).collect();
         Self {
+            current: Cell::new(NOBODY),
+            receives_left: Cell::new(RECEIVES_A_RUN),
+            receives: Cell::new(RECEIVES_A_RUN),
             slots: RefCell::new(Slots { slots: Vec::new(), free: None, tasks: 0, tasks_max }),
             ready: Arc::new(ReadyQueue {
                 thread: thread_number(),
@@ -165,14 +182,13 @@ impl Executor {
     }
 
     /// Adds a task, runnable at once.
-    pub fn spawn(&self, future: impl Future<Output = ()> + 'static) -> Result<(), TooManyTasks> {
+    pub fn spawn(&self, future: impl Future<Output = ()> + 'static) -> Result<u32, TooManyTasks> {
         let mut slots = self.slots.borrow_mut();
         if slots.tasks >= slots.tasks_max {
             return Err(TooManyTasks(slots.tasks_max));
         }
         slots.tasks += 1;
-        self.add(&mut slots, future);
-        Ok(())
+        Ok(self.add(&mut slots, future))
     }
 
     /// Adds the root task, for which a place beyond the bound is kept.
@@ -182,7 +198,61 @@ impl Executor {
         self.add(&mut slots, future);
     }
 
-    fn add(&self, slots: &mut Slots, future: impl Future<Output = ()> + 'static) {
+    /// The task that is being polled.
+    #[inline]
+    pub fn current(&self) -> Option<u32> {
+        let current = self.current.get();
+        (current != NOBODY).then_some(current)
+    }
+
+    /// Sets how many datagrams a task may receive in one poll.
+    pub fn set_receives(&self, receives: u32) {
+        self.receives.set(receives);
+    }
+
+    /// Whether the task may receive one more datagram in this poll; else it is to give way.
+    #[inline]
+    pub fn take_receive(&self) -> bool {
+        let left = self.receives_left.get();
+        self.receives_left.set(left.saturating_sub(1));
+        // Who is no task has nobody to give way to.
+        left > 0 || self.current.get() == NOBODY
+    }
+
+    /// Hands out all tasks that want to run; each is to be given to [`Self::run_queued`] or
+    /// [`Self::requeue`].
+    pub fn drain_ready(&self, mut give: impl FnMut(u32)) {
+        if self.ready.remote_pending.load(Ordering::Relaxed) {
+            self.take_remote();
+        }
+        while self.ready.len_local() > 0 {
+            give(self.ready.pop_local());
+        }
+    }
+
+    /// Polls a task that was handed out. Returns whether it has ended.
+    pub fn run_queued(&self, task: u32) -> bool {
+        self.poll(task)
+    }
+
+    /// Takes a task back that was handed out.
+    pub fn requeue(&self, task: u32) {
+        self.ready.push_local(task);
+    }
+
+    /// Polls the task that has wanted to run longest. Returns it, and whether it has ended.
+    pub fn run_one(&self) -> Option<(u32, bool)> {
+        if self.ready.remote_pending.load(Ordering::Relaxed) {
+            self.take_remote();
+        }
+        if self.ready.len_local() == 0 {
+            return None;
+        }
+        let task = self.ready.pop_local();
+        Some((task, self.poll(task)))
+    }
+
+    fn add(&self, slots: &mut Slots, future: impl Future<Output = ()> + 'static) -> u32 {
         let number = match slots.free {
             Some(number) => {
                 if let Slot::Free { next } = slots.slots[number as usize] {
@@ -206,6 +276,7 @@ impl Executor {
         let task = Box::new(Task { future: Box::pin(future), handle, waker });
         slots.slots[number as usize] = Slot::Idle(task);
         self.ready.push_local(number);
+        number
     }
 
     /// Whether a task wants to run.
@@ -214,14 +285,15 @@ impl Executor {
         self.ready.len_local() > 0 || self.ready.remote_pending.load(Ordering::Relaxed)
     }
 
-    /// Polls each task that was runnable when the call came, once. Returns how many there were.
+    /// Polls each task that was runnable when the call came, once, up to a bound. Returns how many
+    /// there were.
     /// `between` is called between two of them.
     #[inline]
     pub fn run(&self, mut between: impl FnMut()) -> usize {
         if self.ready.remote_pending.load(Ordering::Relaxed) {
             self.take_remote();
         }
-        let count = self.ready.len_local();
+        let count = self.ready.len_local().min(TASKS_A_RUN);
         let mut left = count;
         while left > 0 {
             let number = self.ready.pop_local();
@@ -285,20 +357,24 @@ impl Executor {
     }
 
     #[inline]
-    fn poll(&self, number: u32) {
+    fn poll(&self, number: u32) -> bool {
         // The task leaves its slot while it runs, so that it may spawn others.
         let mut slots = self.slots.borrow_mut();
-        let Some(slot @ Slot::Idle(_)) = slots.slots.get_mut(number as usize) else { return };
-        let Slot::Idle(mut task) = std::mem::replace(slot, Slot::Running) else { return };
+        let Some(slot @ Slot::Idle(_)) = slots.slots.get_mut(number as usize) else { return false };
+        let Slot::Idle(mut task) = std::mem::replace(slot, Slot::Running) else { return false };
         drop(slots);
         task.handle.in_ring.store(false, Ordering::Relaxed);
         self.polls.set(self.polls.get() + 1);
+        self.receives_left.set(self.receives.get());
+        self.current.set(number);
         let outcome = task.future.as_mut().poll(&mut Context::from_waker(&task.waker));
+        self.current.set(NOBODY);
         if outcome.is_pending() {
             self.slots.borrow_mut().slots[number as usize] = Slot::Idle(task);
         } else {
             self.finish(number, task);
         }
+        outcome.is_ready()
     }
 
     #[cold]
@@ -364,12 +440,26 @@ pub struct JoinHandle<T>(std::rc::Rc<JoinState<T>>);
 pub(crate) struct JoinState<T> {
     value: Cell<Option<T>>,
     waker: Cell<Option<Waker>>,
+    task: Cell<u32>,
 }
 
 impl<T> JoinHandle<T> {
     pub(crate) fn new() -> (Self, std::rc::Rc<JoinState<T>>) {
-        let state = std::rc::Rc::new(JoinState { value: Cell::new(None), waker: Cell::new(None) });
+        let state = std::rc::Rc::new(JoinState {
+            value: Cell::new(None),
+            waker: Cell::new(None),
+            task: Cell::new(NOBODY),
+        });
         (Self(std::rc::Rc::clone(&state)), state)
+    }
+
+    /// The number of the task.
+    pub(crate) fn task(&self) -> u32 {
+        self.0.task.get()
+    }
+
+    pub(crate) fn set_task(&self, task: u32) {
+        self.0.task.set(task);
     }
 
     /// The output, if the task has ended and nobody took it yet.

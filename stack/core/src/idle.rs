@@ -49,7 +49,8 @@ impl<L: Link, C: Clock> Shard<L, C> {
         let (deadline, disk_busy, blocked) = {
             let state = self.stack.state();
             let blocked = !state.output.is_empty() || !state.raw.is_empty();
-            (state.wheel.next_deadline(), state.splices.in_disk > 0, blocked)
+            let deadline = state.wheel.next_deadline().min(state.containers.next_deadline());
+            (deadline, state.splices.in_disk > 0, blocked)
         };
         // What was sent last may have woken a task, which is no work of this turn.
         if disk_busy || blocked || self.stack.0.executor.has_ready() {

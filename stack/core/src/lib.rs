@@ -12,12 +12,14 @@
 
 #![forbid(unsafe_code)]
 
+mod agenda;
 mod autoconf;
 mod block_cache;
 mod channel;
 mod client_rate;
 mod config;
 mod conn;
+mod container;
 mod control;
 mod demux;
 mod demux6;
@@ -38,11 +40,15 @@ mod path;
 mod path_rates;
 mod payload;
 mod pmtu;
+mod policy;
 mod poll;
+mod principals;
 mod proxy;
 mod read;
 mod readahead;
 mod reassembly;
+mod requests;
+mod schedule;
 mod segment;
 mod semantics;
 mod shard;
@@ -61,10 +67,17 @@ pub use config::{
     DiskNet, Ipv4Config, Ipv6Config, Limits, Polling, Quota, Retention, ShardConfig,
     SynCookiePolicy, TimerSource, random_secret,
 };
+pub use container::{
+    CONTAINERS_MAX, ContainerError, ContainerId, ContainerSpec, ContainerUsage, FilterError,
+    PRIORITIES, PRIORITY_DEFAULT, Prefix,
+};
 pub use control::SendFlags;
 pub use executor::{JoinHandle, TooManyTasks};
 pub use listener::ListenError;
 pub use metrics::{RxMetrics, ShardMetrics};
+pub use policy::{Disposition, RxPolicy, Scheduling};
+pub use principals::{ContainerReport, SpawnError};
+pub use requests::{Request, RequestError, RequestQueue, Requests};
 pub use semantics::Sent;
 pub use shard::{Idle, Shard, Turn};
 pub use splice::SendFileError;

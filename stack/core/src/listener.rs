@@ -10,8 +10,9 @@ use millstream_wire::tcp::{Flags, Header, SeqNumber};
 use crate::channel::{Channel, Packet};
 use crate::client_rate::ListenerRates;
 use crate::conn::{Conn, ConnId, Facts, NONE};
+use crate::container::{ContainerError, Prefix, Shadowed};
 use crate::flow::FlowKey;
-use crate::state::{State, env};
+use crate::state::{FILTERED, State, env};
 
 /// A port that takes connections.
 pub(crate) struct Listener {
@@ -30,10 +31,12 @@ pub(crate) struct Listener {
     pub accept: VecDeque<ConnId>,
     pub waker: Option<Waker>,
     pub channel: Channel,
+    /// Whose it is, and the connections that it opens.
+    pub container: u16,
 }
 
 /// Why a port cannot be listened on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum ListenError {
     /// Somebody listens there already.
     #[error("port {0} is already in use on this shard; choose another")]
@@ -44,7 +47,13 @@ pub enum ListenError {
     /// Port 0.
     #[error("a listener needs a port other than 0")]
     NoPort,
-    /// 65,535 listeners.
+    /// One filter would hide another.
+    #[error("on port {0}, the filter {1} leaves no client to {2}; take one of them away")]
+    Shadowed(u16, Prefix, Prefix),
+    /// The container cannot have it.
+    #[error(transparent)]
+    Container(#[from] ContainerError),
+    /// 65,534 listeners.
     #[error("too many listeners")]
     TooMany,
 }
@@ -60,7 +69,14 @@ impl Listener {
 }
 
 impl State {
-    pub fn listen(&mut self, address: SocketAddr, backlog: usize) -> Result<u16, ListenError> {
+    /// Makes a listener, for clients whose address begins with `filter` if that is given.
+    pub fn listen(
+        &mut self,
+        address: SocketAddr,
+        backlog: usize,
+        filter: Option<Prefix>,
+        container: u16,
+    ) -> Result<u16, ListenError> {
         let ours = self.station.ipv4.address;
         let is_ours = match address.ip() {
             IpAddr::V4(ip) => ip.is_unspecified() || ip == ours,
@@ -76,17 +92,25 @@ impl State {
         if port == 0 {
             return Err(ListenError::NoPort);
         }
-        if self.listener_ports[usize::from(port)] != 0 {
-            return Err(ListenError::InUse(port));
+        match (self.listener_ports[usize::from(port)], filter) {
+            (0, _) | (FILTERED, Some(_)) => {}
+            _ => return Err(ListenError::InUse(port)),
         }
         let number = match self.listeners.iter().position(Option::is_none) {
             Some(number) => number,
-            None if self.listeners.len() < usize::from(u16::MAX) - 1 => {
+            None if self.listeners.len() < usize::from(u16::MAX) - 2 => {
                 self.listeners.push(None);
                 self.listeners.len() - 1
             }
             None => return Err(ListenError::TooMany),
         };
+        if let Some(prefix) = filter {
+            let filters = self.filtered_ports.entry(port).or_default();
+            if let Err(Shadowed(hidden)) = filters.insert(prefix, number as u16) {
+                return Err(ListenError::Shadowed(port, prefix, hidden));
+            }
+        }
+        self.containers.bind(container, 1);
         let backlog = backlog.max(1);
         self.listeners[number] = Some(Listener {
             address: match address {
@@ -101,8 +125,10 @@ impl State {
             accept: VecDeque::with_capacity(2 * backlog),
             waker: None,
             channel: Channel::default(),
+            container,
         });
-        self.listener_ports[usize::from(port)] = number as u16 + 1;
+        self.listener_ports[usize::from(port)] =
+            if filter.is_some() { FILTERED } else { number as u16 + 1 };
         Ok(number as u16)
     }
 
@@ -116,7 +142,14 @@ impl State {
         else {
             return;
         };
-        self.listener_ports[usize::from(listener.address.port())] = 0;
+        self.containers.bind(listener.container, -1);
+        let port = listener.address.port();
+        let others =
+            self.filtered_ports.get_mut(&port).is_some_and(|filters| filters.remove(number));
+        if !others {
+            self.filtered_ports.remove(&port);
+            self.listener_ports[usize::from(port)] = 0;
+        }
         let dropped = self.channels.clear(&mut listener.channel);
         self.rx.drop_socket_closed += dropped;
         let theirs: Vec<u32> = self
@@ -216,6 +249,10 @@ impl State {
             self.rx.drop_connections_exhausted += 1;
             return;
         }
+        if self.agenda.is_some() && self.is_over_memory(number) {
+            self.rx.drop_container_memory += 1;
+            return;
+        }
         let (usual, ts_offset) = self.isn_for(key);
         let isn = isn.unwrap_or(usual);
         let mss = self.mss(key);
@@ -287,6 +324,12 @@ impl State {
         if let Some(waker) = listener.waker.take() {
             waker.wake();
         }
+    }
+
+    /// Whether the container of a listener holds all the memory that it may.
+    fn is_over_memory(&mut self, number: u32) -> bool {
+        let container = self.listener_mut(number).map(|listener| listener.container);
+        container.is_some_and(|container| self.containers.over_memory(container))
     }
 
     /// Keeps the order of half-open connections; its length is bounded by dropping stale names.

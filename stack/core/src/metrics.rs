@@ -80,6 +80,8 @@ counters! {
         drop_channels_exhausted,
         /// SYNs beyond the listener's backlog.
         drop_backlog_full,
+        /// SYNs to a listener whose container holds all the memory that it may.
+        drop_container_memory,
         /// SYNs for which no connection was free.
         drop_connections_exhausted,
         /// Data and FINs to no connection while cookies are about: what a cookie comes with may have
@@ -115,6 +117,14 @@ counters! {
         turns,
         /// Turns that found something to do.
         busy_turns,
+        /// Nanoseconds that busy turns took while containers were scheduled or the loop ran by itself.
+        busy_nanos,
+        /// Times that a task ran longer than the watchdog's bound, while containers were scheduled.
+        tasks_over_bound,
+        /// The longest that a task ran, in nanoseconds, while containers were scheduled.
+        task_longest_nanos,
+        /// Datagrams verified before anybody asked for them.
+        udp_verified_early,
         /// Timers fired at trigger points.
         timers_fired,
         /// Sleeps for want of anything to do.

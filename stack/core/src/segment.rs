@@ -228,7 +228,7 @@ impl State {
         self.retain_key(&key);
         self.wake_both(number);
         self.conn_closed(number);
-        let listener = self.listener_ports[usize::from(key.local_port())];
+        let listener = self.listener_of(packet, key.local_port());
         match listener.checked_sub(1) {
             Some(listener) => {
                 self.open_passively(u32::from(listener), packet, &header, &key, isn);

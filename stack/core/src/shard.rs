@@ -1,6 +1,6 @@
 //! One core: the poll loop.
 
-use std::cell::{OnceCell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::future::Future;
 use std::rc::Rc;
 use std::time::Duration;
@@ -15,6 +15,7 @@ use crate::config::{Polling, ShardConfig, TimerSource};
 use crate::executor::Executor;
 use crate::idle::Rest;
 use crate::poll::Poller;
+use crate::schedule::Done;
 use crate::stack::{Inner, Stack};
 use crate::state::State;
 
@@ -32,13 +33,13 @@ pub enum Idle {
 /// Turns from one look at the link's buffers to the next: at most 32 frames come in a turn.
 const SCARCITY_TURNS: u64 = 16;
 /// The part of the link's buffers of which less is few.
-const SCARCE_PART: usize = 4;
+pub(crate) const SCARCE_PART: usize = 4;
 
 /// The time that a turn may take before its reading of the clock is out of date: if the earliest
 /// deadline is further away, a trigger point within the turn need not look.
 const NEAR_NANOS: u64 = 50_000;
 /// Between two looks whether the clock runs right.
-const CLOCK_CHECK_NANOS: u64 = 1_000_000_000;
+pub(crate) const CLOCK_CHECK_NANOS: u64 = 1_000_000_000;
 
 /// What a turn found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,9 +59,11 @@ pub struct Shard<L: Link, C: Clock> {
     pub(crate) stack: Stack,
     pub(crate) link: L,
     pub(crate) clock: C,
-    burst: RxBurst,
-    completions: ArrayVec<Completion, 32>,
-    clock_check_at: Instant,
+    pub(crate) burst: RxBurst,
+    pub(crate) completions: ArrayVec<Completion, 32>,
+    /// What the clock has been told of.
+    pub(crate) done: Done,
+    pub(crate) clock_check_at: Instant,
     /// The turn is one with statistics, a quota, or a baseline: everything but the straight way.
     special: bool,
     /// Decides when to poll, if not in each turn.
@@ -104,9 +107,20 @@ impl<L: Link, C: Clock> Shard<L, C> {
         let special =
             config.trace_triggers || poller.is_some() || one_by_one.is_some() || alarm.is_some();
         let state = State::new(config, link.capabilities().clone(), arena, disk, now);
-        let inner = Inner { state: RefCell::new(state), executor, backup: OnceCell::new() };
+        let clock_spends = clock.spends();
+        let scheduled = Cell::new(false);
+        let inner = Inner {
+            state: RefCell::new(state),
+            executor,
+            scheduled,
+            clock_spends,
+            backup: OnceCell::new(),
+        };
+        let stack = Stack(Rc::new(inner));
+        stack.schedule_as_configured();
         Self {
-            stack: Stack(Rc::new(inner)),
+            stack,
+            done: Done::default(),
             link,
             clock,
             burst: RxBurst::new(),
@@ -146,6 +160,9 @@ impl<L: Link, C: Clock> Shard<L, C> {
     /// One turn of the loop.
     #[inline]
     pub fn turn(&mut self) -> Turn {
+        if self.stack.0.scheduled.get() {
+            return self.turn_scheduled();
+        }
         // Of each thing that is done there is one place in the code, so that it can be inlined: what
         // is special is decided at one bit that is known beforehand.
         let special = self.special;
@@ -214,10 +231,7 @@ impl<L: Link, C: Clock> Shard<L, C> {
             state.disk.kick();
         }
         if state.metrics.turns.is_multiple_of(SCARCITY_TURNS) {
-            let below =
-                |part| self.link.rx_buffers().is_some_and(|(free, total)| free < total / part);
-            state.rx_scarce = below(SCARCE_PART);
-            state.rx_dire = state.rx_scarce && below(2 * SCARCE_PART);
+            state.look_at_buffers(self.link.rx_buffers());
             if now >= self.clock_check_at {
                 self.clock.check();
                 self.clock_check_at = now.plus_nanos(CLOCK_CHECK_NANOS);
@@ -302,7 +316,8 @@ impl<L: Link, C: Clock> Shard<L, C> {
     pub fn next_deadline(&self) -> Instant {
         let state = self.stack.state();
         let poll = self.poller.as_ref().and_then(|poller| poller.next());
-        state.wheel.next_deadline().min(poll.unwrap_or(Instant::FAR_FUTURE))
+        let timers = state.wheel.next_deadline().min(state.containers.next_deadline());
+        timers.min(poll.unwrap_or(Instant::FAR_FUTURE))
     }
 
     /// Turns the loop until `future` has ended, and returns its output. Real time only: in a
@@ -319,8 +334,11 @@ impl<L: Link, C: Clock> Shard<L, C> {
             *slot.borrow_mut() = Some(value);
         };
         self.stack.0.executor.spawn_root(task);
+        // Without containers all that a busy turn takes is charged to one, at the start of the next.
+        let mut busy_since: Option<Instant> = None;
         loop {
             let turn = self.turn();
+            busy_since = self.charge_alone(busy_since, turn);
             if turn.work > 0
                 && let Some(value) = output.borrow_mut().take()
             {
@@ -335,6 +353,18 @@ impl<L: Link, C: Clock> Shard<L, C> {
                 self.rest(turn);
             }
         }
+    }
+
+    /// Charges the turn before, if it did something and there is but one container. Returns when the
+    /// one that has just ended began, if it did.
+    #[inline]
+    fn charge_alone(&self, busy_since: Option<Instant>, turn: Turn) -> Option<Instant> {
+        let mut state = self.stack.state();
+        let began = state.now;
+        if let Some(since) = busy_since {
+            state.charge_alone(began.nanos_since(since), began);
+        }
+        (turn.work > 0 && !self.stack.0.scheduled.get()).then_some(began)
     }
 
     /// Whether the loop waits for a signal of the device instead of spinning.

@@ -396,6 +396,15 @@ impl State {
         }
     }
 
+    /// The connection for which a read was made.
+    pub fn splice_conn(&self, token: u64) -> Option<u32> {
+        if token & (TASK_READ | REREAD) != 0 {
+            return None;
+        }
+        let splice = self.splices.slots.get((token >> 32) as usize)?.as_ref()?;
+        Some(splice.conn.number)
+    }
+
     /// Moves on what has had its share of the last turn. Returns how many reads began.
     pub fn splices_again(&mut self) -> usize {
         let before = self.splices.begun;

@@ -1,6 +1,6 @@
 //! The application's handle on a shard.
 
-use std::cell::{OnceCell, RefCell, RefMut};
+use std::cell::{Cell, OnceCell, RefCell, RefMut};
 use std::future::{Future, poll_fn};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
@@ -58,6 +58,10 @@ pub(crate) struct Inner {
     pub state: RefCell<State>,
     pub executor: Executor,
     pub backup: OnceCell<Backup>,
+    /// The loop looks at containers and policies.
+    pub scheduled: Cell<bool>,
+    /// The clock wants to know what was done.
+    pub clock_spends: bool,
 }
 
 impl Stack {
@@ -76,7 +80,11 @@ impl Stack {
         future: impl Future<Output = T> + 'static,
     ) -> Result<JoinHandle<T>, TooManyTasks> {
         let (handle, state) = JoinHandle::new();
-        self.0.executor.spawn(async move { state.complete(future.await) })?;
+        let task = self.0.executor.spawn(async move { state.complete(future.await) })?;
+        handle.set_task(task);
+        if self.0.scheduled.get() {
+            self.state().task_spawned(task, self.0.executor.current());
+        }
         Ok(handle)
     }
 
@@ -91,7 +99,10 @@ impl Stack {
         address: impl Into<SocketAddr>,
         backlog: usize,
     ) -> Result<TcpListener, ListenError> {
-        let number = self.state().listen(address.into(), backlog)?;
+        let mut state = self.state();
+        let container = state.own_container_of(self.0.executor.current());
+        let number = state.listen(address.into(), backlog, None, container)?;
+        drop(state);
         Ok(TcpListener::new(self.clone(), number))
     }
 
@@ -134,6 +145,9 @@ impl Stack {
             .ok_or(ConnectError::TooMany(state.limits.connections))?;
         let opened = state.open_actively(&any, local_port, remote);
         state.release_key(&any);
+        if let Ok(id) = &opened {
+            state.conn_opened_by(id.number, self.0.executor.current());
+        }
         Ok(TcpStream::new(self.clone(), opened?))
     }
 

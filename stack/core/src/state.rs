@@ -1,7 +1,7 @@
 //! All that a shard knows, apart from its link and its clock: where frames, timers and disk
 //! completions meet sockets.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::task::Waker;
 
 use millstream_buf::{Arena, SizeClass, Staging};
@@ -10,11 +10,13 @@ use millstream_link::{Capabilities, RxBurst};
 use millstream_tcp::{Env, Events, IsnGenerator, Segment, SliceSlab, SynCookies, TcpStats};
 use millstream_timer::{Instant, TimerId, TimerWheel, TriggerStats};
 
+use crate::agenda::Agenda;
 use crate::autoconf::Host;
 use crate::block_cache::BlockCache;
 use crate::channel::{Channel, ChannelSlab, Packet, Refused};
 use crate::config::{DiskNet, Limits, ShardConfig, SynCookiePolicy};
 use crate::conn::{Conn, ConnId, Conns, Facts, NONE};
+use crate::container::{Containers, DEFAULT, PortFilters, Work};
 use crate::demux::{self, Class, Discard, Station};
 use crate::flow::{FlowHasher, FlowKey, FlowTable};
 use crate::listener::Listener;
@@ -24,7 +26,9 @@ use crate::output::{Checksums, RawFrame};
 use crate::pairs::Pairs;
 use crate::path_rates::PathRates;
 use crate::pmtu::PathMtus;
+use crate::policy::{RxPolicy, Scheduling};
 use crate::reassembly::Reassembly;
+use crate::shard::SCARCE_PART;
 use crate::splice::Splices;
 use crate::time_wait::TimeWaits;
 use crate::udp::UdpPort;
@@ -38,7 +42,10 @@ pub(crate) const TOKEN_LINK: u32 = 2 << 30;
 pub(crate) const TOKEN_TIME_WAIT: u32 = 3 << 30;
 
 /// Timers fired in one turn at most, so that packets still flow when many fall due at once.
-const TIMERS_A_TURN: usize = 256;
+pub(crate) const TIMERS_A_TURN: usize = 256;
+
+/// In place of a listener's number plus one: the client's address says which.
+pub(crate) const FILTERED: u16 = u16::MAX;
 
 /// Who is served from a channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,6 +140,14 @@ pub(crate) struct State {
     /// ICMP messages that may still be sent in the current second.
     pub icmp_credit: u32,
     pub icmp_second: u64,
+    /// When protocol work is done.
+    pub policy: RxPolicy,
+    pub scheduling: Scheduling,
+    pub containers: Containers,
+    /// What is to be done, container by container. `None`: there was only one as yet.
+    pub agenda: Option<Box<Agenda>>,
+    /// Ports whose listeners are told apart by their clients' addresses.
+    pub filtered_ports: BTreeMap<u16, PortFilters>,
     /// Last: what is dropped before it brings its buffers home.
     pub arena: Arena,
 }
@@ -161,6 +176,7 @@ impl State {
         let ShardConfig { ipv4, ipv6, vlan, limits, tcp, secret, syn_cookies, disk_net, .. } =
             config;
         let (retention, skip_checksums) = (config.retention, config.skip_checksums);
+        let (rx, scheduling) = (config.rx, config.scheduling);
         let word = |i: usize| {
             let mut bytes = [0; 8];
             bytes.copy_from_slice(&secret[i * 8..i * 8 + 8]);
@@ -243,6 +259,11 @@ impl State {
             metrics: ShardMetrics::default(),
             icmp_credit: 0,
             icmp_second: u64::MAX,
+            policy: rx,
+            scheduling,
+            containers: Containers::new(),
+            agenda: None,
+            filtered_ports: BTreeMap::new(),
             capabilities,
         };
         // Where the card sums, remembering sums is of no use.
@@ -324,7 +345,7 @@ impl State {
         if self.time_wait_input(key, &packet) {
             return;
         }
-        let number = self.listener_ports[usize::from(key.local_port())];
+        let number = self.listener_of(&packet, key.local_port());
         let listener = number
             .checked_sub(1)
             .and_then(|number| self.listeners.get_mut(usize::from(number)))
@@ -332,6 +353,12 @@ impl State {
         let Some(listener) = listener.filter(|listener| listener.takes(&packet)) else {
             return self.receive_proxy(packet);
         };
+        // A listener whose application does not keep up takes nothing: what it sent for would be thrown
+        // away after the work.
+        if listener.accept.len() >= listener.backlog && self.policy != RxPolicy::Eager {
+            self.rx.drop_backlog_full += 1;
+            return;
+        }
         match self.channels.push(&mut listener.channel, packet, self.limits.socket_packets) {
             Ok(()) => {
                 if !listener.channel.scheduled {
@@ -342,6 +369,22 @@ impl State {
             Err(Refused::ChannelFull) => self.rx.drop_listener_channel_full += 1,
             Err(Refused::SlabFull) => self.rx.drop_channels_exhausted += 1,
         }
+    }
+
+    /// Number plus one of the listener for a packet to a port of ours.
+    #[inline]
+    pub fn listener_of(&self, packet: &Packet, port: u16) -> u16 {
+        match self.listener_ports[usize::from(port)] {
+            FILTERED => self.filtered_listener(packet.addresses().0, port),
+            number => number,
+        }
+    }
+
+    /// As that, of a port whose listeners are told apart by their clients' addresses.
+    #[cold]
+    fn filtered_listener(&self, client: std::net::IpAddr, port: u16) -> u16 {
+        let filters = self.filtered_ports.get(&port);
+        filters.and_then(|filters| filters.find(client)).map_or(0, |number| number + 1)
     }
 
     fn receive_proxy(&mut self, packet: Packet) {
@@ -408,18 +451,24 @@ impl State {
             if let Some(stats) = &mut self.triggers {
                 stats.fired(self.now.nanos_since(self.wheel.popped_deadline()));
             }
-            let number = token & !TOKEN_KIND;
-            match token & TOKEN_KIND {
-                TOKEN_CONN => self.fire_conn_timer(number),
-                TOKEN_SLEEP => self.fire_sleeper(number),
-                TOKEN_LINK => self.fire_link_timer(),
-                _ => self.fire_time_wait_timer(),
-            }
+            self.fire_timer(token);
         }
         most
     }
 
-    fn fire_conn_timer(&mut self, number: u32) {
+    /// Fires the timer that a token of the wheel stands for.
+    #[inline]
+    pub fn fire_timer(&mut self, token: u32) {
+        let number = token & !TOKEN_KIND;
+        match token & TOKEN_KIND {
+            TOKEN_CONN => self.fire_conn_timer(number),
+            TOKEN_SLEEP => self.fire_sleeper(number),
+            TOKEN_LINK => self.fire_link_timer(),
+            _ => self.fire_time_wait_timer(),
+        }
+    }
+
+    pub fn fire_conn_timer(&mut self, number: u32) {
         let Some(conn) = self.conns.get_mut(number) else { return };
         conn.timer = None;
         conn.timer_at = Instant::FAR_FUTURE;
@@ -555,6 +604,9 @@ impl State {
     pub fn remove_conn(&mut self, number: u32) {
         self.splice_abandon(number);
         let Some(mut conn) = self.conns.remove(number) else { return };
+        if let Some(agenda) = self.agenda.as_deref_mut() {
+            agenda.forget_conn(number, &mut self.containers);
+        }
         self.remember_rate(&conn);
         self.release_key(&conn.key);
         if !conn.facts.contains(Facts::CLOSED) {
@@ -604,6 +656,21 @@ impl State {
             return self.conn_closed(number);
         }
         self.rearm(number);
+    }
+
+    /// Takes note of how many of the link's buffers are free.
+    #[inline]
+    pub fn look_at_buffers(&mut self, buffers: Option<(usize, usize)>) {
+        let below = |part| buffers.is_some_and(|(free, total)| free < total / part);
+        self.rx_scarce = below(SCARCE_PART);
+        self.rx_dire = self.rx_scarce && below(2 * SCARCE_PART);
+    }
+
+    /// Charges what a turn took while there is only one container.
+    #[inline]
+    pub fn charge_alone(&mut self, nanos: u64, now: Instant) {
+        self.metrics.busy_nanos += nanos;
+        self.containers.charge(DEFAULT, nanos, Work::System, now);
     }
 
     /// Frames waiting in channels, for the account of [`RxMetrics`].

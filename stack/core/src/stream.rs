@@ -101,14 +101,19 @@ impl TcpStream {
         }
         let mut state = self.stack.state();
         let state = &mut *state;
-        let Some(conn) = state.conns.named_mut(self.id) else { return gone() };
-        let count = conn.tcb.recv_into(&mut env!(state), out);
-        if count > 0 {
-            state.metrics.copied_api_bytes += count as u64;
-            after_recv(conn, &mut state.output, self.id.number);
-            return Poll::Ready(Ok(count));
+        loop {
+            let Some(conn) = state.conns.named_mut(self.id) else { return gone() };
+            let count = conn.tcb.recv_into(&mut env!(state), out);
+            if count > 0 {
+                state.metrics.copied_api_bytes += count as u64;
+                after_recv(conn, &mut state.output, self.id.number);
+                return Poll::Ready(Ok(count));
+            }
+            if !conn.waits_for_reader() {
+                return wait_to_read(conn, cx, 0);
+            }
+            state.extract(self.id.number, usize::MAX);
         }
-        wait_to_read(conn, cx, 0)
     }
 
     /// Takes the next slice that has arrived, as it lies in the received frame; waits if there is
@@ -125,12 +130,17 @@ impl TcpStream {
     pub fn poll_read_buf(&self, cx: &mut Context<'_>) -> Poll<io::Result<Option<IoBuf>>> {
         let mut state = self.stack.state();
         let state = &mut *state;
-        let Some(conn) = state.conns.named_mut(self.id) else { return gone() };
-        if let Some(buf) = conn.tcb.recv(&mut env!(state)) {
-            after_recv(conn, &mut state.output, self.id.number);
-            return Poll::Ready(Ok(Some(buf)));
+        loop {
+            let Some(conn) = state.conns.named_mut(self.id) else { return gone() };
+            if let Some(buf) = conn.tcb.recv(&mut env!(state)) {
+                after_recv(conn, &mut state.output, self.id.number);
+                return Poll::Ready(Ok(Some(buf)));
+            }
+            if !conn.waits_for_reader() {
+                return wait_to_read(conn, cx, None);
+            }
+            state.extract(self.id.number, usize::MAX);
         }
-        wait_to_read(conn, cx, None)
     }
 
     /// Takes all that has arrived, without a copy: appends slices to `out`, at least one, and as many

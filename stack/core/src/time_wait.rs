@@ -195,7 +195,7 @@ impl State {
         if verdict == Verdict::Reopen && record.passive && !header.flags.contains(Flags::FIN) {
             let tcp = record.tcp.clone();
             let isn = tcp.isn_beyond(self.isn_for(key).0);
-            let number = self.listener_ports[usize::from(key.local_port())];
+            let number = self.listener_of(packet, key.local_port());
             self.retain_key(key);
             self.time_waits.forget(slot, &mut self.pairs);
             let listener = number.checked_sub(1).map(u32::from);

@@ -14,6 +14,7 @@ use millstream_wire::{ipv4, ipv6, udp};
 use crate::channel::{Channel, Packet, Refused};
 use crate::ipv6::L4_OFFSET;
 use crate::output::RawFrame;
+use crate::policy::RxPolicy;
 use crate::stack::Stack;
 use crate::state::State;
 
@@ -63,6 +64,23 @@ impl State {
             self.rx.drop_udp_no_socket += 1;
             return self.send_port_unreachable(&packet);
         };
+        let packet = match self.policy {
+            RxPolicy::Lrp | RxPolicy::Srp => packet,
+            // The work comes first, whether or not there is room.
+            RxPolicy::Eager => match self.verified_early(packet) {
+                Some(packet) => packet,
+                None => return,
+            },
+            RxPolicy::EarlyDemux if socket.channel.len() >= self.limits.socket_packets => {
+                self.rx.drop_udp_channel_full += 1;
+                return;
+            }
+            RxPolicy::EarlyDemux => match self.verified_early(packet) {
+                Some(packet) => packet,
+                None => return,
+            },
+        };
+        let Some(Some(socket)) = self.udp.get_mut(usize::from(number - 1)) else { return };
         match self.channels.push(&mut socket.channel, packet, self.limits.socket_packets) {
             Ok(()) => {
                 if let Some(waker) = socket.waker.take() {
@@ -72,6 +90,21 @@ impl State {
             Err(Refused::ChannelFull) => self.rx.drop_udp_channel_full += 1,
             Err(Refused::SlabFull) => self.rx.drop_channels_exhausted += 1,
         }
+    }
+
+    /// The packet, if its checksum is right.
+    fn verified_early(&mut self, mut packet: Packet) -> Option<Packet> {
+        self.metrics.udp_verified_early += 1;
+        let Ok(header) = udp::Header::parse(packet.l4()) else {
+            self.rx.drop_malformed += 1;
+            return None;
+        };
+        if !sums_up(&packet, &header) {
+            self.rx.drop_l4_checksum += 1;
+            return None;
+        }
+        packet.checksum_good = true;
+        Some(packet)
     }
 
     pub fn udp_bind(&mut self, port: u16) -> Result<(u16, u16), BindError> {
@@ -106,20 +139,11 @@ impl State {
         loop {
             let socket = self.udp.get_mut(usize::from(number))?.as_mut()?;
             let packet = self.channels.pop(&mut socket.channel)?;
-            let (src, dst) = packet.addresses();
             let Ok(header) = udp::Header::parse(packet.l4()) else {
                 self.rx.drop_malformed += 1;
                 continue;
             };
-            let good = match (src, dst) {
-                _ if packet.checksum_good => true,
-                (IpAddr::V4(src), IpAddr::V4(dst)) => header.verify_checksum(src, dst, packet.l4()),
-                (IpAddr::V6(src), IpAddr::V6(dst)) => {
-                    header.verify_checksum_v6(src, dst, packet.l4())
-                }
-                _ => false,
-            };
-            if !good {
+            if !sums_up(&packet, &header) {
                 self.rx.drop_l4_checksum += 1;
                 continue;
             }
@@ -127,7 +151,7 @@ impl State {
             let start = usize::from(packet.l4_offset) + udp::HEADER_LEN;
             let end = usize::from(packet.l4_offset) + usize::from(header.len);
             let data = packet.frame.slice(start..end);
-            return Some((data, SocketAddr::new(src, header.src_port)));
+            return Some((data, SocketAddr::new(packet.addresses().0, header.src_port)));
         }
     }
 
@@ -182,6 +206,16 @@ impl State {
     }
 }
 
+/// Whether the checksum of a datagram is right.
+fn sums_up(packet: &Packet, header: &udp::Header) -> bool {
+    match packet.addresses() {
+        _ if packet.checksum_good => true,
+        (IpAddr::V4(src), IpAddr::V4(dst)) => header.verify_checksum(src, dst, packet.l4()),
+        (IpAddr::V6(src), IpAddr::V6(dst)) => header.verify_checksum_v6(src, dst, packet.l4()),
+        _ => false,
+    }
+}
+
 /// A UDP socket.
 pub struct UdpSocket {
     stack: Stack,
@@ -207,6 +241,11 @@ impl UdpSocket {
 
     /// The polled form of [`Self::recv_from`].
     pub fn poll_recv_from(&self, cx: &mut Context<'_>) -> Poll<(IoBuf, SocketAddr)> {
+        if !self.stack.0.executor.take_receive() {
+            // Others get their turn, and the link is looked at.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let mut state = self.stack.state();
         if let Some(datagram) = state.udp_recv(self.number) {
             return Poll::Ready(datagram);

@@ -3,12 +3,22 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use crate::Instant;
+use crate::{Instant, Stage};
 
 /// Where moments come from.
 pub trait Clock {
     /// This moment. Never earlier than what the same clock said before on the same core.
     fn now(&self) -> Instant;
+
+    /// Whether time passes by what is done ([`Self::spend`]) rather than by itself.
+    #[inline]
+    fn spends(&self) -> bool {
+        false
+    }
+
+    /// Something was done `count` times. Asked for only if [`Self::spends`].
+    #[inline]
+    fn spend(&self, _stage: Stage, _count: u64) {}
 
     /// Compares the clock with a better one, if there is one, and steers it back. To be called
     /// about once a second by whoever owns the clock; moments never go back by it.
@@ -19,6 +29,16 @@ impl<C: Clock + ?Sized> Clock for &C {
     #[inline]
     fn now(&self) -> Instant {
         (**self).now()
+    }
+
+    #[inline]
+    fn spends(&self) -> bool {
+        (**self).spends()
+    }
+
+    #[inline]
+    fn spend(&self, stage: Stage, count: u64) {
+        (**self).spend(stage, count);
     }
 
     fn check(&self) {

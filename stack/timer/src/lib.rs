@@ -14,6 +14,7 @@ mod instant;
 mod rate_clock;
 mod signal;
 mod soft;
+mod stage;
 mod trigger;
 mod wheel;
 
@@ -23,5 +24,6 @@ pub use instant::Instant;
 pub use rate_clock::{RateClock, RateClockError};
 pub use signal::SignalTimer;
 pub use soft::SoftTimers;
+pub use stage::Stage;
 pub use trigger::{TriggerSource, TriggerStats};
 pub use wheel::{TICK_NANOS, TimerId, TimerWheel};
