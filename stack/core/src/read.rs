@@ -128,7 +128,10 @@ impl Future for ReadFile<'_> {
                     number
                 }
                 None => {
-                    state.splices.task_reads.waiting.push(cx.waker().clone());
+                    let waiting = &mut state.splices.task_reads.waiting;
+                    if !waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
+                        waiting.push(cx.waker().clone());
+                    }
                     return Poll::Pending;
                 }
             },

@@ -313,9 +313,14 @@ impl File {
         matches!(self.0.source, Source::Memory(_) | Source::Zeroes)
     }
 
-    /// Whether nobody can change its bytes: they lie in an image, or in memory.
+    /// Whether nobody can change its bytes unnoticed: they lie in an image that is a file, or in
+    /// memory. An image on a device can be written over.
     pub fn is_immutable(&self) -> bool {
-        self.0.stat.volume != 0 || self.is_in_memory()
+        let in_file = match &self.0.source {
+            Source::Kernel(kernel) => kernel.stamp.is_some(),
+            _ => false,
+        };
+        (self.0.stat.volume != 0 && in_file) || self.is_in_memory()
     }
 
     /// Opens with `open`, first for direct reads, and looks at what it got.
