@@ -3,6 +3,7 @@
 mod check;
 mod containers;
 mod sections;
+mod tcp;
 mod values;
 
 use std::net::{Ipv6Addr, SocketAddr};
@@ -19,8 +20,9 @@ pub use containers::ContainerSection;
 pub use sections::Huge;
 use sections::{
     DiskSection, DpdkSection, Driver, HttpSection, Ipv4Section, Ipv6Section, LimitsSection,
-    LinkSection, MemorySection, Role, ShardSection, TcpSection,
+    LinkSection, MemorySection, Role, ShardSection,
 };
+use tcp::TcpSection;
 pub use values::bit_rate;
 
 /// A whole profile. Everything has a default.

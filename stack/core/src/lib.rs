@@ -33,6 +33,7 @@ mod listener;
 mod merge;
 mod metrics;
 mod neighbor;
+mod next_hop;
 mod output;
 mod output6;
 mod pairs;
